@@ -1,0 +1,1 @@
+"""The collector: health stream to database, exactly once."""

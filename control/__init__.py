@@ -1,0 +1,1 @@
+"""The control service: what the fleet is, was and should be."""

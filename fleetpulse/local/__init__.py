@@ -1,0 +1,1 @@
+"""The embedded stack: everything ``fleetpulse up`` starts on one machine."""

@@ -1,0 +1,253 @@
+"""Every setting of every service, in one place.
+
+A setting is read from the environment: the group's prefix and the field's name in capitals, e.g.
+``FLEETPULSE_AGENT_SAMPLE_INTERVAL_SECONDS``. `docs/settings.md` is generated from this module.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Final, Literal, TypeVar
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PositiveSeconds = Annotated[float, Field(gt=0, le=86_400 * 3650)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class StreamSettings(BaseSettings):
+    """The health stream."""
+
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_KAFKA_", extra="ignore")
+
+    bootstrap: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, comma-separated host:port")
+    partitions: int = Field(8, ge=1, le=10_000, description="Partitions of a topic when fleetpulse creates it")
+    replication_factor: int = Field(1, ge=1, le=10, description="Replicas of a topic when fleetpulse creates it")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How to talk to the brokers"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="SASL mechanism, where the security protocol uses SASL"
+    )
+    sasl_username: str | None = Field(None, description="SASL user name")
+    sasl_password: SecretStr | None = Field(None, description="SASL password")
+    ssl_ca_file: Path | None = Field(None, description="CA certificates of the brokers; the system's when unset")
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
+        "lz4", description="Compression of what fleetpulse writes"
+    )
+    acks: Literal["all", "1"] = Field("all", description="Replicas that must have a message before it counts as sent")
+    request_timeout_seconds: PositiveSeconds = Field(10.0, description="Longest wait for a broker's answer")
+    stall_timeout_seconds: PositiveSeconds = Field(
+        15.0, description="A client that makes no progress for this long though there is work is rebuilt"
+    )
+
+
+class DatabaseSettings(BaseSettings):
+    """PostgreSQL or TimescaleDB."""
+
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_DATABASE_", extra="ignore")
+
+    url: SecretStr = Field(
+        SecretStr("postgresql://postgres@127.0.0.1:5432/fleetpulse"), description="PostgreSQL connection URL"
+    )
+    connect_timeout_seconds: PositiveSeconds = Field(5.0, description="Longest wait for a connection")
+    retention_raw_days: float = Field(14.0, gt=0.02, le=3650, description="Raw samples are kept this long")
+    retention_minute_days: float = Field(90.0, gt=0.02, le=36_500, description="Minute rollups are kept this long")
+    retention_hour_days: float = Field(730.0, gt=0.02, le=36_500, description="Hour rollups are kept this long")
+    retention_heartbeat_days: float = Field(3.0, gt=0.02, le=3650, description="Stored heartbeats are kept this long")
+    compress_after_days: float = Field(
+        2.0, ge=0, le=3650, description="TimescaleDB moves raw chunks of this age to the columnstore; 0 is never"
+    )
+
+
+class CollectorSettings(BaseSettings):
+    """The collector."""
+
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_COLLECTOR_", extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: Port = Field(8002, description="Port of /metrics, /healthz, /readyz and the HTTP door")
+    worker_tokens: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="SHA-256 digests (hex) of the tokens that open the HTTP door, comma-separated; none closes it"
+    )
+    batch_rows: int = Field(20_000, ge=1, le=1_000_000, description="Most rows written in one transaction, roughly")
+    batch_age_seconds: PositiveSeconds = Field(0.02, description="Longest wait for more messages before writing")
+    batch_bytes: int = Field(16_777_216, ge=65_536, description="Most bytes of messages read ahead of a write")
+    message_bytes: int = Field(4_194_304, ge=1_024, description="Largest message accepted; larger are dead letters")
+    lease_seconds: PositiveSeconds = Field(3.0, description="A collector silent for this long loses its partitions")
+    future_tolerance_seconds: PositiveSeconds = Field(
+        300.0, description="Samples further ahead of the collector's clock are rejected"
+    )
+    late_after_seconds: PositiveSeconds = Field(120.0, description="Samples older than this count as late")
+    stale_after_seconds: PositiveSeconds = Field(
+        3.3, description="A worker silent for this long, or 3.3 of its own heartbeat intervals, is stale"
+    )
+    series_per_worker: int = Field(
+        5_000, ge=0, description="Most generic series one worker may create; points of further series are dropped"
+    )
+    rollup_interval_seconds: PositiveSeconds = Field(
+        5.0, description="Plain PostgreSQL: how often changed buckets are rolled up"
+    )
+    maintenance_interval_seconds: PositiveSeconds = Field(
+        600.0, description="Plain PostgreSQL: how often partitions are made ahead and dropped"
+    )
+
+
+class ControlSettings(BaseSettings):
+    """The control service."""
+
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_CONTROL_", extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: Port = Field(8001, description="Port of the API, /metrics, /healthz and /readyz")
+    admin_key: SecretStr | None = Field(
+        None, description="Key of the API (Authorization: Bearer); required unless the address is loopback"
+    )
+    database_connections: int = Field(8, ge=1, le=1_000, description="Most database connections")
+    query_timeout_seconds: PositiveSeconds = Field(10.0, description="Longest a query of the API may take")
+    rows_per_response: int = Field(20_000, ge=1, le=1_000_000, description="Most rows one answer holds")
+
+
+class AgentSettings(BaseSettings):
+    """The worker agent."""
+
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_AGENT_", extra="ignore", populate_by_name=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: Port = Field(8003, description="Port of /metrics, /healthz, /readyz and /logs")
+    worker_id: str | None = Field(None, description="Name of this worker; the machine id when unset")
+    instance_id: str | None = Field(None, description="Control's id of this machine; the worker id when unset")
+    advertised_url: str | None = Field(None, description="URL under which control reaches this agent")
+    heartbeat_interval_seconds: PositiveSeconds = Field(1.0, description="Time between heartbeats")
+    sample_interval_seconds: PositiveSeconds = Field(5.0, description="Time between metric samples")
+    transport: Literal["kafka", "http"] = Field("kafka", description="Where heartbeats and samples go first")
+    collector_url: str | None = Field(None, description="Collector's HTTP door, for the http transport")
+    worker_token: SecretStr | None = Field(None, description="Token for the collector's HTTP door")
+    otlp_endpoint: str | None = Field(None, description="Also send the metrics to this OTLP/HTTP endpoint")
+    spool_dir: Path | None = Field(None, description="Folder of the spool; a folder below the state folder when unset")
+    spool_bytes: int = Field(67_108_864, ge=0, description="Largest spool; the oldest is dropped beyond it")
+    gpus: Literal["auto", "nvml", "simulated", "none"] = Field(
+        "auto", description="Where GPU readings come from; auto takes simulated ones if configured, else NVML"
+    )
+    simulate_gpu_count: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Simulated GPUs",
+        validation_alias=AliasChoices("WORKER_SIMULATE_GPU_COUNT", "FLEETPULSE_AGENT_SIMULATE_GPU_COUNT"),
+    )
+    simulate_gpu_model: str = Field(
+        "NVIDIA H100 80GB HBM3",
+        description="Model name of simulated GPUs",
+        validation_alias=AliasChoices("WORKER_SIMULATE_GPU_MODEL", "FLEETPULSE_AGENT_SIMULATE_GPU_MODEL"),
+    )
+    simulate_gpu_vram_bytes: int = Field(
+        85_899_345_920,
+        ge=1,
+        description="Memory of a simulated GPU",
+        validation_alias=AliasChoices("WORKER_SIMULATE_GPU_VRAM_BYTES", "FLEETPULSE_AGENT_SIMULATE_GPU_VRAM_BYTES"),
+    )
+    simulate_gpu_load: Literal["daily", "bursty", "steady", "idle"] = Field(
+        "bursty",
+        description="Load curve of simulated GPUs",
+        validation_alias=AliasChoices("WORKER_SIMULATE_GPU_LOAD", "FLEETPULSE_AGENT_SIMULATE_GPU_LOAD"),
+    )
+    engine: Literal["none", "vllm"] = Field("none", description="Kind of the inference engine beside the agent")
+    engine_url: str = Field("http://127.0.0.1:8000", description="Base URL of the engine")
+    engine_timeout_seconds: PositiveSeconds = Field(0.8, description="Longest wait for the engine's answer")
+    log_events: int = Field(1_000, ge=1, le=100_000, description="Events kept for /logs")
+
+
+class LocalSettings(BaseSettings):
+    """``fleetpulse up``."""
+
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_LOCAL_", extra="ignore")
+
+    data_dir: Path = Field(Path(".fleetpulse"), description="Folder of the embedded stack's data and logs")
+    workers: int = Field(3, ge=1, le=64, description="Workers started; the first reads this host")
+    broker: Literal["embedded", "apache"] = Field("embedded", description="Which Kafka broker is started")
+    ready_timeout_seconds: PositiveSeconds = Field(60.0, description="Longest wait for the first samples")
+
+
+class ServiceSettings(BaseSettings):
+    """What all services share."""
+
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_", extra="ignore")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged")
+    log_format: Literal["auto", "json", "text"] = Field("auto", description="auto is text on a terminal, else JSON")
+    sql_dir: Path | None = Field(None, description="Folder of the migrations; found beside the package when unset")
+
+
+GROUPS: Final[Sequence[type[BaseSettings]]] = (
+    ServiceSettings,
+    StreamSettings,
+    DatabaseSettings,
+    AgentSettings,
+    CollectorSettings,
+    ControlSettings,
+    LocalSettings,
+)
+# Names that belong to the tests and to the build, not to a service.
+FOREIGN_PREFIXES: Final = ("FLEETPULSE_TEST_",)
+
+Group = TypeVar("Group", bound=BaseSettings)
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; the message is one line: what, where, and what to do."""
+
+
+def names(group: type[BaseSettings]) -> dict[str, str]:
+    """Environment variable of each field of a group."""
+    prefix = group.model_config.get("env_prefix", "")
+    found = {}
+    for name, information in group.model_fields.items():
+        alias = information.validation_alias
+        if isinstance(alias, AliasChoices):
+            found[name] = str(alias.choices[0])
+        else:
+            found[name] = f"{prefix}{name}".upper()
+    return found
+
+
+def load(group: type[Group], **overrides: object) -> Group:
+    """Read a group from the environment; ``overrides`` come from the command line and win.
+
+    Raises SettingsError.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return group(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise SettingsError(_one_line(group, error)) from error
+
+
+def _one_line(group: type[BaseSettings], error: ValidationError) -> str:
+    environment = names(group)
+    problems = []
+    for problem in error.errors(include_url=False, include_input=False):
+        field = str(problem["loc"][0]) if problem["loc"] else ""
+        name = environment.get(field, field)
+        problems.append(f"{name}: {problem['msg']}")
+    return "; ".join(problems)
+
+
+def unknown_names(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """One line for each ``FLEETPULSE_`` variable that no service reads, with the nearest name that one does."""
+    known = [name for group in GROUPS for name in names(group).values()]
+    lines = []
+    for name in sorted(environment):
+        if name.startswith("FLEETPULSE_") and name not in known and not name.startswith(FOREIGN_PREFIXES):
+            nearest = difflib.get_close_matches(name, known, n=1)
+            lines.append(f"{name} is not a setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    return lines
+
+
+def warn_of_unknown_names() -> None:
+    """Say on standard error which settings have no effect: a misspelt name must not pass silently."""
+    for line in unknown_names():
+        print(f"fleetpulse: {line}", file=sys.stderr)

@@ -1,0 +1,33 @@
+"""What can be wrong with a message. Each class is one reason, as it appears in dead letters and counters."""
+
+from typing import ClassVar
+
+
+class MessageError(ValueError):
+    """A message that cannot be used; resending it will not help."""
+
+    reason: ClassVar[str] = "malformed"
+
+
+class MalformedHeartbeatError(MessageError):
+    """Not a heartbeat: not JSON, a field missing, or a field of the wrong type or size."""
+
+    reason = "malformed_heartbeat"
+
+
+class UnknownSchemaVersionError(MessageError):
+    """A heartbeat of a schema version this reader does not know."""
+
+    reason = "unknown_schema_version"
+
+
+class MalformedMetricsError(MessageError):
+    """Not an OTLP metrics message."""
+
+    reason = "malformed_otlp"
+
+
+class OversizeMessageError(MessageError):
+    """Larger than any agent or collector may send."""
+
+    reason = "oversize"

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible proxy: routes by the health stream."""
