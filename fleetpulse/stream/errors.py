@@ -31,3 +31,8 @@ class OversizeMessageError(MessageError):
     """Larger than any agent or collector may send."""
 
     reason = "oversize"
+
+
+class NotDeliveredError(Exception):
+    """The broker did not acknowledge a message in time. It may still have it: resending needs a reader that knows
+    the message's sequence number."""
