@@ -1,0 +1,25 @@
+"""Free TCP ports on this machine's loopback address."""
+
+import socket
+from typing import Final
+
+LOOPBACK: Final = "127.0.0.1"
+
+
+def free_port() -> int:
+    """A port nobody listens on now; another program may still take it before the caller does."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    """Whether a service could listen on the port now."""
+    with socket.socket() as probe:
+        # As asyncio's servers do: connections of a predecessor that linger in TIME_WAIT do not hold the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
