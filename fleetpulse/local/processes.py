@@ -28,7 +28,8 @@ class Child:
     """One program, its log file, and its process group.
 
     ``orphan_signal`` is what the program gets when this process dies without stopping it. A child has a process group
-    of its own, so that Ctrl-C in a terminal reaches only the supervisor, which then stops children in order.
+    of its own, so that Ctrl-C in a terminal reaches only the supervisor, which then stops children in order. ``user``
+    is the account to run as; only root may name another than its own.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Child:
         environment: Mapping[str, str] | None = None,
         orphan_signal: signal.Signals = signal.SIGKILL,
         working_dir: Path | None = None,
+        user: str | None = None,
     ) -> None:
         self.name = name
         self.arguments = tuple(arguments)
@@ -46,6 +48,7 @@ class Child:
         self._environment = environment
         self._orphan_signal = orphan_signal
         self._working_dir = working_dir
+        self._user = user
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -73,7 +76,14 @@ class Child:
         if program is None:
             raise StartError(f"{self.name}: there is no program {self.arguments[0]}")
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        command = [*_SHIM, str(int(self._orphan_signal)), str(os.getpid()), program, *self.arguments[1:]]
+        command = [
+            *_SHIM,
+            str(int(self._orphan_signal)),
+            str(os.getpid()),
+            self._user or "",
+            program,
+            *self.arguments[1:],
+        ]
         self._process = _forker.submit(self._fork, command).result()
 
     def _fork(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
