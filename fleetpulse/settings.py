@@ -127,6 +127,9 @@ class AgentSettings(BaseSettings):
     collector_url: str | None = Field(None, description="Collector's HTTP door, for the http transport")
     worker_token: SecretStr | None = Field(None, description="Token for the collector's HTTP door")
     otlp_endpoint: str | None = Field(None, description="Also send the metrics to this OTLP/HTTP endpoint")
+    state_dir: Path | None = Field(
+        None, description="Folder of what survives a restart; systemd's or the user's state folder when unset"
+    )
     spool_dir: Path | None = Field(None, description="Folder of the spool; a folder below the state folder when unset")
     spool_bytes: int = Field(67_108_864, ge=0, description="Largest spool; the oldest is dropped beyond it")
     gpus: Literal["auto", "nvml", "simulated", "none"] = Field(
@@ -155,7 +158,9 @@ class AgentSettings(BaseSettings):
         description="Load curve of simulated GPUs",
         validation_alias=AliasChoices("WORKER_SIMULATE_GPU_LOAD", "FLEETPULSE_AGENT_SIMULATE_GPU_LOAD"),
     )
-    engine: Literal["none", "vllm"] = Field("none", description="Kind of the inference engine beside the agent")
+    engine: Literal["none", "vllm", "sglang", "tgi", "llamacpp"] = Field(
+        "none", description="Kind of the inference engine beside the agent"
+    )
     engine_url: str = Field("http://127.0.0.1:8000", description="Base URL of the engine")
     engine_timeout_seconds: PositiveSeconds = Field(0.8, description="Longest wait for the engine's answer")
     log_events: int = Field(1_000, ge=1, le=100_000, description="Events kept for /logs")
