@@ -47,10 +47,10 @@ class NvmlGpus:
         self._retry_at = time.monotonic() + RETRY_SECONDS
         try:
             pynvml.nvmlInit()
+            self._opened = {opened.device.hw_id: opened for opened in _discover()}
         except pynvml.NVMLError as error:
             self._say("absent" if isinstance(error, _NO_DRIVER) else "failed", str(error))
             return
-        self._opened = {opened.device.hw_id: opened for opened in _discover()}
         self._known |= {hw_id: opened.device for hw_id, opened in self._opened.items()}
         self._events = self._watch()
         self._say("ready", f"{len(self._opened)} GPUs, driver {supported(pynvml.nvmlSystemGetDriverVersion)}")

@@ -26,7 +26,9 @@ class EngineReading:
 class Adapter(Protocol):
     """How one kind of engine tells its state. Adapters hold no state: the same page gives the same readings."""
 
-    kind: str
+    @property
+    def kind(self) -> str:
+        """The setting's word for it."""
 
     @property
     def series(self) -> frozenset[str]:

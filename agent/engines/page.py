@@ -32,7 +32,7 @@ def parse(text: str, wanted: Collection[str]) -> Page:
     A sample that is not a finite number is left out: it says that the engine has no reading.
     """
     found: dict[str, list[Sample]] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         end = line.find("{")
         name = line[:end] if end >= 0 else line.partition(" ")[0]
         if name not in wanted:

@@ -153,7 +153,7 @@ class EngineWatch:
         return self._snapshot(state)
 
     def _snapshot(self, state: EngineState, readings: Sequence[EngineReading] = ()) -> EngineSnapshot:
-        missing = self.adapter.columns - self._arrived if self._arrived else frozenset[str]()
+        missing = self.adapter.columns - self._arrived if state == "ready" else frozenset[str]()
         return EngineSnapshot(state, self.adapter.kind, self._url, self._models[:MODELS_MOST], readings, missing)
 
 

@@ -1,0 +1,263 @@
+"""The worker agent from start to stop: what runs, and in which order it ends.
+
+system, gpu, engine ─▶ sampler ─▶ exporter ─▶ lane "metrics" ────┐
+         └───────────▶ heartbeats ──────────▶ lane "heartbeats" ─┴─▶ Kafka, or the collector's HTTP door
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+from prometheus_client import CollectorRegistry
+
+from agent import gpu_sources, http
+from agent.delivery import Lane
+from agent.engines.registry import ADAPTERS
+from agent.engines.watch import EngineWatch
+from agent.exporter import Exporter, encode
+from agent.heartbeats import HeartbeatMaker, load_of, status_of
+from agent.identity import WorkerIdentity, identify
+from agent.lanes import open_lanes
+from agent.otlp import OtlpExport
+from agent.sampling import Sampler, own_measurements
+from agent.schedule import ticks
+from agent.signals import Signals
+from agent.system import SystemReader
+from agent.transport import KafkaTransport, Kind, Transport, http_transport
+from fleetpulse.http import run_until_stopped, serving
+from fleetpulse.settings import AgentSettings, ServiceSettings, SettingsError, StreamSettings, load
+from fleetpulse.stream import heartbeat
+from fleetpulse.stream.heartbeat import WorkerStatus
+from fleetpulse.telemetry import RecentEvents, configure_logging, logger
+
+_log = logger(__name__)
+
+# The engine is asked this long before each heartbeat, so that its queue is told fresh; and CPU utilisation needs
+# some time to have passed before the first sample.
+ENGINE_LEAD_SECONDS: Final = 0.1
+FIRST_SAMPLE_SECONDS: Final = 0.5
+# Together with the driver's and the producer's own limits these end the agent within 5 s.
+MAKERS_END_SECONDS: Final = 0.5
+FLUSH_SECONDS: Final = 0.7
+PRODUCER_END_SECONDS: Final = 2.0
+
+
+@dataclass(slots=True)
+class Agent:
+    """The parts that the loops share."""
+
+    settings: AgentSettings
+    sampler: Sampler
+    heartbeats: HeartbeatMaker
+    lanes: Mapping[Kind, Lane]
+    transport: Transport
+    signals: Signals
+    engine: EngineWatch | None
+    otlp: OtlpExport | None
+
+    def lacking(self) -> dict[str, str]:
+        """What keeps the agent from its work, for /readyz."""
+        parts = {}
+        if not self.transport.connected:
+            parts["stream"] = "not connected to the broker; messages are spooled"
+        if not self.sampler.latest.sampled:
+            parts["sample"] = "no sample taken yet"
+        return parts
+
+    def beat(self, status: WorkerStatus | None = None) -> None:
+        """Make one heartbeat of what is known now and hand it over."""
+        latest = self.sampler.latest
+        host = self.sampler.system.load()
+        message = self.heartbeats.make(
+            status or status_of(latest.engine, latest.engine_was_ready, latest.gpus),
+            latest.engine,
+            load_of(host, latest.gpus),
+        )
+        self.lanes["heartbeats"].submit(heartbeat.encode(message))
+        self.signals.heartbeats.inc()
+
+    async def sample(self) -> None:
+        """Take one sample and hand it over."""
+        spools = [lane.spool for lane in self.lanes.values()]
+        own = own_measurements(self.heartbeats.made, sum(s.size_bytes for s in spools), sum(s.dropped for s in spools))
+        message = await self.sampler.sample(own)
+        self.lanes["metrics"].submit(encode(message))
+        if self.otlp is not None:
+            self.otlp.submit(message)
+
+
+async def run(settings: AgentSettings, stream: StreamSettings, stop: asyncio.Event) -> None:
+    """Run the agent until ``stop`` is set; it ends within 5 s, with what is unsent on disk.
+
+    Raises SettingsError for settings that cannot be used, and OSError when the port is taken.
+    """
+    identity = identify(settings)
+    registry = CollectorRegistry()
+    signals = Signals(registry)
+    async with contextlib.AsyncExitStack() as stack:
+        recent = stack.enter_context(_recording(settings.log_events))
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        transport = await stack.enter_async_context(_transport(settings, stream, identity, session))
+        lanes = stack.enter_context(open_lanes(settings, identity, transport, signals))
+        sampler = _sampler(settings, identity, signals)
+        stack.push_async_callback(sampler.stop)
+        maker = HeartbeatMaker(identity, settings.heartbeat_interval_seconds)
+        engine = _engine(settings, sampler, session)
+        otlp = OtlpExport(settings.otlp_endpoint, signals) if settings.otlp_endpoint else None
+        agent = Agent(settings, sampler, maker, lanes, transport, signals, engine, otlp)
+        registry.register(http.ReadingsCollector(sampler.latest, sampler.gpus))
+        application = http.application(registry, recent, agent.lacking)
+        port = await stack.enter_async_context(serving(application, settings.host, settings.port))
+        maker.agent_url = settings.advertised_url or _url(settings.host, port, identity.host_name)
+        _log.info(
+            "agent started",
+            extra={"worker_id": identity.worker_id, "boot_id": identity.boot_id, "url": maker.agent_url},
+        )
+        async with _delivering(agent):
+            await _make_until_stopped(agent, stop)
+            agent.beat("draining")
+    _log.info("agent stopped", extra={"worker_id": identity.worker_id})
+
+
+async def _make_until_stopped(agent: Agent, stop: asyncio.Event) -> None:
+    """Everything that makes messages. Any of these that fails ends the agent."""
+    async with asyncio.TaskGroup() as group:
+        makers = [
+            group.create_task(_beat(agent, stop), name="heartbeats"),
+            group.create_task(_sample(agent, stop), name="samples"),
+        ]
+        if agent.engine is not None:
+            makers.append(group.create_task(_poll(agent, agent.engine, stop), name="engine"))
+        await stop.wait()
+        await asyncio.wait(makers, timeout=MAKERS_END_SECONDS)
+        for maker in makers:
+            maker.cancel()
+
+
+async def _beat(agent: Agent, stop: asyncio.Event) -> None:
+    async for _ in ticks(agent.settings.heartbeat_interval_seconds, stop, ENGINE_LEAD_SECONDS):
+        agent.beat()
+
+
+async def _sample(agent: Agent, stop: asyncio.Event) -> None:
+    await agent.sampler.start()
+    async for _ in ticks(agent.settings.sample_interval_seconds, stop, FIRST_SAMPLE_SECONDS):
+        await agent.sample()
+
+
+async def _poll(agent: Agent, engine: EngineWatch, stop: asyncio.Event) -> None:
+    latest = agent.sampler.latest
+    async for _ in ticks(agent.settings.heartbeat_interval_seconds, stop):
+        latest.engine = await engine.poll()
+        latest.engine_was_ready |= latest.engine.state == "ready"
+        agent.signals.engine_polls.labels(latest.engine.state).inc()
+
+
+@contextlib.asynccontextmanager
+async def _delivering(agent: Agent) -> AsyncIterator[None]:
+    """Delivery outlives the makers, by FLUSH_SECONDS at most."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(lane.run(), name=f"lane-{kind}") for kind, lane in agent.lanes.items()]
+        if agent.otlp is not None:
+            tasks.append(group.create_task(agent.otlp.run(), name="otlp"))
+        try:
+            yield
+            await _flush(agent)
+        finally:
+            for task in tasks:
+                task.cancel()
+    if agent.otlp is not None:
+        await agent.otlp.stop()
+
+
+async def _flush(agent: Agent) -> None:
+    deadline = time.monotonic() + FLUSH_SECONDS
+    while agent.transport.connected and time.monotonic() < deadline:
+        if not any(lane.unsent for lane in agent.lanes.values()):
+            return
+        await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def _transport(
+    settings: AgentSettings, stream: StreamSettings, identity: WorkerIdentity, session: aiohttp.ClientSession
+) -> AsyncIterator[Transport]:
+    if settings.transport == "http":
+        yield http_transport(settings, session)
+        return
+    # Imported here: an agent behind the HTTP door has no use for a Kafka client.
+    from fleetpulse.stream.producer import StreamProducer
+
+    producer = StreamProducer(stream, client_id=f"fleetpulse-agent-{identity.worker_id}")
+    await producer.start()
+    try:
+        yield KafkaTransport(producer, identity.worker_id, identity.instance_id)
+    finally:
+        try:
+            async with asyncio.timeout(PRODUCER_END_SECONDS):
+                await producer.stop()
+        except TimeoutError:
+            _log.warning("the Kafka client did not end in time")
+
+
+def _sampler(settings: AgentSettings, identity: WorkerIdentity, signals: Signals) -> Sampler:
+    system = SystemReader()
+    exporter = Exporter(identity.resource_attributes(), identity.agent_version, system.boot_unix_nano, time.time_ns())
+    gpus = gpu_sources.choose(settings, identity.worker_id)
+    return Sampler(system, gpus, exporter, signals, settings.sample_interval_seconds)
+
+
+def _engine(settings: AgentSettings, sampler: Sampler, session: aiohttp.ClientSession) -> EngineWatch | None:
+    if settings.engine == "none":
+        return None
+    watch = EngineWatch(ADAPTERS[settings.engine], settings, session)
+    sampler.latest.engine = watch.latest
+    return watch
+
+
+@contextlib.contextmanager
+def _recording(most: int) -> Iterator[RecentEvents]:
+    """Keep the newest log events of the agent for /logs."""
+    recent = RecentEvents(most)
+    ours = logging.getLogger("fleetpulse")
+    ours.addHandler(recent)
+    try:
+        yield recent
+    finally:
+        ours.removeHandler(recent)
+
+
+def _url(host: str, port: int, host_name: str) -> str:
+    """An address that stands for all of them is of no use to others; the host's name may be."""
+    try:
+        anywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        anywhere = not host
+    name = host_name if anywhere else host
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def main() -> int:
+    """Run by the environment's settings until SIGTERM or Ctrl-C. Returns the exit code: 2 for wrong settings."""
+    try:
+        configure_logging(load(ServiceSettings))
+        settings, stream = load(AgentSettings), load(StreamSettings)
+        asyncio.run(run_until_stopped(lambda stop: run(settings, stream, stop)))
+    except SettingsError as error:
+        print(f"fleetpulse agent: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"fleetpulse agent: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
