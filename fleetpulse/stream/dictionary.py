@@ -27,7 +27,8 @@ class Source:
 
     ``where`` maps an attribute to its accepted values; an attribute's spelling variants are separated by ``|``, and
     the empty string accepts a point that lacks the attribute. ``combine`` says how several points of one row become
-    one value. ``one_minus`` turns an idle share into a busy one.
+    one value. ``one_minus`` turns an idle share into a busy one. ``keep`` also stores each point as a generic series,
+    because the column leaves out what tells them apart.
     """
 
     metric: str
@@ -35,6 +36,7 @@ class Source:
     but_not: Mapping[str, frozenset[str]] = field(default_factory=dict)
     combine: Combine = "only"
     one_minus: bool = False
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,7 @@ GPU: Final = Table(
         _counter(
             "xid_errors_total",
             "{error}",
-            (Source("fleetpulse.gpu.xid.errors", combine="sum"),),
+            (Source("fleetpulse.gpu.xid.errors", combine="sum", keep=True),),
             "XID events seen by this agent, all codes",
         ),
         _ratio(

@@ -33,6 +33,12 @@ class OversizeMessageError(MessageError):
     reason = "oversize"
 
 
+class UnwritableMessageError(MessageError):
+    """Well-formed, and yet the database takes exception to a value of it."""
+
+    reason = "unwritable"
+
+
 class NotDeliveredError(Exception):
     """The broker did not acknowledge a message in time. It may still have it: resending needs a reader that knows
     the message's sequence number."""

@@ -1,0 +1,136 @@
+"""What one transaction writes: rows collected message by message, still with references instead of keys."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from collector.directory import UNKNOWN, Directory, References
+from collector.template import Cells, Decoded, Floats, Integers
+from collector.walk import Histogram, SeriesKey
+from fleetpulse.stream.dictionary import TABLES
+from fleetpulse.stream.heartbeat import Heartbeat
+
+FIRST_CAPACITY: Final = 1_024
+
+
+class WideRows:
+    """Rows of one wide table: time, worker, row and values, each an array; grows by doubling."""
+
+    def __init__(self, columns: int) -> None:
+        self.count = 0
+        self._times: Integers = np.empty(FIRST_CAPACITY, dtype=np.int64)
+        self._workers: Integers = np.empty(FIRST_CAPACITY, dtype=np.int64)
+        self._rows: Integers = np.empty(FIRST_CAPACITY, dtype=np.int64)
+        self._values: Floats = np.empty((FIRST_CAPACITY, columns), dtype=np.float64)
+
+    def add(self, cells: Cells, decoded: Decoded, worker: int, rows: Integers) -> None:
+        """Append a message's rows; rows beyond the cap (UNKNOWN) come along and are dropped when keys are set."""
+        start, end = self.count, self.count + len(rows)
+        while end > len(self._times):
+            self._grow()
+        self._times[start:end] = decoded.times[cells.row_times]
+        self._workers[start:end] = worker
+        self._rows[start:end] = rows
+        cells.fill(decoded.scalars, self._values[start:end])
+        self.count = end
+
+    def _grow(self) -> None:
+        self._times = np.concatenate([self._times, np.empty_like(self._times)])
+        self._workers = np.concatenate([self._workers, np.empty_like(self._workers)])
+        self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+        self._values = np.concatenate([self._values, np.empty_like(self._values)])
+
+    @property
+    def times(self) -> Integers:
+        """Unix nanoseconds."""
+        return self._times[: self.count]
+
+    @property
+    def workers(self) -> Integers:
+        """Worker references."""
+        return self._workers[: self.count]
+
+    @property
+    def rows(self) -> Integers:
+        """Row references."""
+        return self._rows[: self.count]
+
+    @property
+    def values(self) -> Floats:
+        """Shape (rows, measures); absent values are template.ABSENT."""
+        return self._values[: self.count]
+
+
+@dataclass(slots=True)
+class HeartbeatRow:
+    """A heartbeat to be stored."""
+
+    worker: int
+    heartbeat: Heartbeat
+    received_unix_nano: int
+
+
+Quality = Counter[tuple[int, str, str]]
+"""How many data points or messages of a worker (by reference) had a kind of fault, for a reason."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Everything decoded since the last write."""
+
+    directory: Directory
+    wide: tuple[WideRows, ...] = field(default_factory=lambda: tuple(WideRows(len(t.measures)) for t in TABLES))
+    point_times: list[Integers] = field(default_factory=list)
+    point_series: list[Integers] = field(default_factory=list)
+    point_values: list[Floats] = field(default_factory=list)
+    point_workers: list[tuple[int, int]] = field(default_factory=list)
+    histograms: list[tuple[int, int, Histogram]] = field(default_factory=list)
+    heartbeats: list[HeartbeatRow] = field(default_factory=list)
+    quality: Quality = field(default_factory=Counter)
+    messages: int = 0
+    message_bytes: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of all kinds."""
+        return (
+            sum(each.count for each in self.wide)
+            + sum(len(each) for each in self.point_series)
+            + len(self.histograms)
+            + len(self.heartbeats)
+        )
+
+    def add_metrics(self, decoded: Decoded, references: References) -> None:
+        """Append one resource of one message."""
+        plan = decoded.plan
+        for cells, rows in zip(plan.tables, references.rows, strict=True):
+            self.wide[cells.table].add(cells, decoded, references.worker, rows)
+        if plan.points:
+            self.point_times.append(decoded.times[plan.point_times])
+            self.point_series.append(references.series)
+            self.point_values.append(decoded.scalars[plan.point_scalars])
+            self.point_workers.append((references.worker, len(plan.points)))
+        if references.capped_rows:
+            self.quality[references.worker, "rejected", "row_cap"] += references.capped_rows
+        for histogram in decoded.histograms:
+            series = self.directory.series(references.worker, histogram.series)
+            if series == UNKNOWN:
+                self.quality[references.worker, "rejected", "series_cap"] += 1
+            else:
+                self.histograms.append((references.worker, series, histogram))
+
+    def refuse(self, worker: int, refused: dict[str, int]) -> None:
+        """Count points that the walk could not use."""
+        for reason, count in refused.items():
+            self.quality[worker, "rejected", reason] += count
+
+
+def joined(parts: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """One array of many."""
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+__all__ = ["Batch", "HeartbeatRow", "Quality", "SeriesKey", "WideRows", "joined"]

@@ -1,0 +1,150 @@
+"""The HTTP door: heartbeats and OTLP/HTTP metrics of agents that cannot reach Kafka, forwarded into the stream.
+
+Nothing is answered with success before the broker has the message.
+"""
+
+import hashlib
+import hmac
+import json
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from aiohttp import hdrs, web
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+
+from collector.metrics import CollectorMetrics
+from fleetpulse.stream import heartbeat as heartbeats
+from fleetpulse.stream.errors import MessageError, NotDeliveredError
+from fleetpulse.stream.producer import StreamProducer
+from fleetpulse.stream.topics import HEARTBEATS, METRICS
+from fleetpulse.telemetry import logger
+
+_log = logger(__name__)
+
+PROTOBUF: Final = "application/x-protobuf"
+JSON: Final = "application/json"
+RETRY_AFTER_SECONDS: Final = "5"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Door:
+    """Routes of the door. ``digests`` are SHA-256 digests (hex) of the tokens that open it; with none it is shut."""
+
+    def __init__(
+        self, producer: StreamProducer, digests: Sequence[str], message_bytes: int, metrics: CollectorMetrics
+    ) -> None:
+        self._producer = producer
+        self._digests = [digest.lower().encode() for digest in digests]
+        self._message_bytes = message_bytes
+        self._metrics = metrics
+
+    def add_routes(self, application: web.Application) -> None:
+        """Add the door's routes to an application."""
+        for path, handler in (
+            ("/internal/worker/heartbeat", self._heartbeat),
+            ("/v1/metrics", self._otlp_metrics),
+        ):
+            application.router.add_post(path, self._counted(path, handler))
+
+    def _counted(self, path: str, handler: Handler) -> Handler:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            try:
+                self._authorise(request)
+                response = await handler(request)
+            except web.HTTPException as refusal:
+                self._metrics.door_requests.labels(path, str(refusal.status)).inc()
+                raise
+            self._metrics.door_requests.labels(path, str(response.status)).inc()
+            return response
+
+        return answer
+
+    def _authorise(self, request: web.Request) -> None:
+        """Compare digests in constant time, all of them, so that time tells nothing about any."""
+        scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        digest = hashlib.sha256(token.encode(errors="surrogateescape")).hexdigest().encode()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise _refusal(web.HTTPUnauthorized, "a worker token is required: Authorization: Bearer <token>")
+
+    async def _body(self, request: web.Request) -> bytes:
+        """The request's body, inflated if need be, never larger than a message may be."""
+        encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
+        if encoding not in {"identity", "gzip"}:
+            raise _refusal(web.HTTPUnsupportedMediaType, f"Content-Encoding {encoding}: use gzip or none")
+        received = bytearray()
+        async for chunk in request.content.iter_any():
+            received += chunk
+            if len(received) > self._message_bytes:
+                raise self._too_large()
+        if encoding == "identity":
+            return bytes(received)
+        inflater = zlib.decompressobj(wbits=31)
+        try:
+            body = inflater.decompress(bytes(received), self._message_bytes + 1)
+        except zlib.error as error:
+            raise _refusal(web.HTTPBadRequest, f"not gzip: {error}") from error
+        if len(body) > self._message_bytes:
+            raise self._too_large()
+        if not inflater.eof:
+            raise _refusal(web.HTTPBadRequest, "the gzip stream is cut off")
+        return body
+
+    def _too_large(self) -> web.HTTPException:
+        text = f"larger than {self._message_bytes} bytes"
+        return web.HTTPRequestEntityTooLarge(
+            max_size=self._message_bytes, actual_size=self._message_bytes + 1, text=_error(text), content_type=JSON
+        )
+
+    async def _heartbeat(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request)
+        try:
+            heartbeat = heartbeats.decode(body)
+        except MessageError as error:
+            raise _refusal(web.HTTPBadRequest, f"{error.reason}: {error}") from error
+        await self._forward(HEARTBEATS.name, body, heartbeat.instance_id.encode())
+        return web.json_response({"status": "accepted"}, status=202)
+
+    async def _otlp_metrics(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request)
+        export = ExportMetricsServiceRequest()
+        try:
+            if request.content_type == JSON:
+                # Unknown fields are to be ignored (OTLP specification, JSON Protobuf encoding).
+                json_format.Parse(body, export, ignore_unknown_fields=True)
+                body = export.SerializeToString()
+            elif request.content_type == PROTOBUF:
+                export.ParseFromString(body)
+            else:
+                raise _refusal(web.HTTPUnsupportedMediaType, f"Content-Type: use {PROTOBUF} or {JSON}")
+        except (DecodeError, json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+            raise _refusal(web.HTTPBadRequest, f"not an OTLP metrics request: {error}") from error
+        if export.resource_metrics:
+            await self._forward(METRICS.name, body, export.resource_metrics[0].resource.SerializeToString()[:200])
+        if request.content_type == JSON:
+            return web.json_response({})
+        return web.Response(body=ExportMetricsServiceResponse().SerializeToString(), content_type=PROTOBUF)
+
+    async def _forward(self, topic: str, value: bytes, key: bytes) -> None:
+        try:
+            await self._producer.send(topic, value, key)
+        except NotDeliveredError as error:
+            _log.warning("door could not forward", extra={"topic": topic, "error": str(error)})
+            raise _refusal(
+                web.HTTPServiceUnavailable, "the stream is away, send again", {hdrs.RETRY_AFTER: RETRY_AFTER_SECONDS}
+            ) from error
+
+
+def _error(text: str) -> str:
+    return json.dumps({"error": text[:400]})
+
+
+def _refusal(kind: type[web.HTTPException], text: str, headers: dict[str, str] | None = None) -> web.HTTPException:
+    return kind(text=_error(text), content_type=JSON, headers=headers)

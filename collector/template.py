@@ -1,0 +1,275 @@
+"""The fast path: messages that differ from an earlier one only in their 8-byte values.
+
+In OTLP every number and every time of a data point is a fixed 8 bytes on the wire, and an agent's messages have
+constant names, attributes and order. So the first message of a kind is walked; its values' places are found by
+writing recognisable numbers into the parsed message and looking where they appear in its bytes; and from then on a
+message is recognised by comparing its other bytes, and read by one gather. Whatever is not recognised is walked.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
+
+from collector.walk import Histogram, Point, Row, Scalar, Sketch, Worker
+from fleetpulse.stream.dictionary import TABLES
+
+Bytes = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.intp]
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+# A value that was not sent. A NaN with a payload of its own: a NaN that was sent must stay recognisable as one.
+ABSENT_BITS: Final = 0x7FF8_F1EE_7B01_5E00
+ABSENT: Final[float] = struct.unpack("<d", struct.pack("<Q", ABSENT_BITS))[0]
+
+# Marks are ordinary doubles and ordinary integers, 8 distinct bytes that no metric message holds by chance.
+_MARK_BASE: Final = 0x41C3_A7D9_5E00_0000
+_INTEGER_FIELDS: Final = frozenset({"as_int", "count", "time_unix_nano", "start_time_unix_nano"})
+
+
+def _indices(numbers: Sequence[int]) -> Indices:
+    return np.array(numbers, dtype=np.intp)
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """How scalars become the values of one table's rows, all rows at once.
+
+    ``single`` gathers one scalar per cell (the last index stands for absent). ``combined`` holds the few cells made
+    of several scalars: their flat position, where each one's scalars start in ``parts``, and how many there are to
+    divide by (1 for a sum). ``one_minus`` are flat positions to be turned round.
+    """
+
+    table: int
+    rows: tuple[Row, ...]
+    row_times: Indices
+    single: Indices
+    combined: Indices
+    parts: Indices
+    starts: Indices
+    divisors: Floats
+    one_minus: Indices
+
+    @classmethod
+    def of(cls, table: int, rows: tuple[Row, ...], scalar_count: int) -> Self:
+        """The plan for one table's rows of a sketch."""
+        columns = len(TABLES[table].measures)
+        single = np.full((len(rows), columns), scalar_count, dtype=np.intp)
+        combined: list[int] = []
+        parts: list[int] = []
+        starts: list[int] = []
+        divisors: list[float] = []
+        one_minus: list[int] = []
+        for number, row in enumerate(rows):
+            for column, cell in ((cell.feed.column, cell) for cell in row.cells.values()):
+                flat = number * columns + column
+                if len(cell.scalars) == 1:
+                    single[number, column] = cell.scalars[0]
+                else:
+                    combined.append(flat)
+                    starts.append(len(parts))
+                    parts.extend(cell.scalars)
+                    divisors.append(float(len(cell.scalars)) if cell.feed.combine == "mean" else 1.0)
+                if cell.feed.one_minus:
+                    one_minus.append(flat)
+        return cls(
+            table,
+            rows,
+            _indices([row.time for row in rows]),
+            single,
+            _indices(combined),
+            _indices(parts),
+            _indices(starts),
+            np.array(divisors, dtype=np.float64),
+            _indices(one_minus),
+        )
+
+    def fill(self, scalars: Floats, out: Floats) -> None:
+        """Write the rows' values into ``out``, shape (rows, columns); ``scalars`` ends with the absent value."""
+        np.take(scalars, self.single, out=out, mode="clip")
+        if len(self.combined):
+            flat = out.reshape(-1)
+            flat[self.combined] = np.add.reduceat(scalars[self.parts], self.starts) / self.divisors
+        if len(self.one_minus):
+            flat = out.reshape(-1)
+            flat[self.one_minus] = 1.0 - flat[self.one_minus]
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a sketch says, without its values: all that batches need to know of a message.
+
+    ``references`` is the batch's own: where the plan's worker, rows and series are in its directory.
+    """
+
+    worker: Worker
+    tables: tuple[Cells, ...]
+    points: tuple[Point, ...]
+    point_scalars: Indices
+    point_times: Indices
+    gpus: dict[str, tuple[int | None, str | None]]
+    sequence: int | None
+    refused: dict[str, int]
+    references: Any = None
+
+    @classmethod
+    def of(cls, sketch: Sketch) -> Self:
+        """The plan of a sketch whose resource has an identity."""
+        assert sketch.worker is not None
+        tables = []
+        for table in range(len(TABLES)):
+            rows = tuple(row for row in sketch.rows if row.key.table == table)
+            if rows:
+                tables.append(Cells.of(table, rows, len(sketch.scalars)))
+        return cls(
+            sketch.worker,
+            tuple(tables),
+            tuple(sketch.points),
+            _indices([point.scalar for point in sketch.points]),
+            _indices([point.time for point in sketch.points]),
+            sketch.gpus,
+            sketch.sequence,
+            sketch.refused,
+        )
+
+
+@dataclass(slots=True)
+class Decoded:
+    """One resource of one message: a plan and its values."""
+
+    plan: Plan
+    scalars: Floats  # one more than the plan's: the last is absent
+    times: Integers  # Unix nanoseconds
+    histograms: list[Histogram]
+
+    @property
+    def sequence(self) -> int | None:
+        """The message's sequence number within its boot, where its sender gives one."""
+        if self.plan.sequence is None:
+            return None
+        number = self.scalars[self.plan.sequence]
+        return int(number) if 1 <= number <= 2**53 else None
+
+
+def decoded(sketch: Sketch, plan: Plan) -> Decoded:
+    """The walked message itself, in the fast path's form."""
+    scalars = np.array([*(scalar.value for scalar in sketch.scalars), ABSENT], dtype=np.float64)
+    times = np.array([min(int(time.value), 2**63 - 1) for time in sketch.times], dtype=np.int64)
+    return Decoded(plan, scalars, times, sketch.histograms)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Recognises and reads the messages of one shape and one sender."""
+
+    plan: Plan
+    constant: bytes  # the message with zeros where values are
+    mask: Bytes  # 255 at constant bytes, 0 at values
+    gather: Indices  # byte positions of scalars, then times
+    scalar_count: int
+    integers: Indices  # which scalars are integers on the wire
+    one_time: bool  # all times must agree …
+    same_times: tuple[Indices, Indices]  # … or these pairs; else the message has other rows than its plan
+
+    def read(self, message: bytes) -> Decoded | None:
+        """The message's content, or None when it is not of this shape."""
+        raw = np.frombuffer(message, dtype=np.uint8)
+        if len(raw) != len(self.mask) or (raw & self.mask).tobytes() != self.constant:
+            return None
+        words = raw.take(self.gather)
+        count = self.scalar_count
+        scalars = np.empty(count + 1, dtype=np.float64)
+        scalars[:count] = words[: count * 8].view("<f8")
+        integers = words.view("<i8")
+        if len(self.integers):
+            scalars[self.integers] = integers[self.integers]
+        scalars[count] = ABSENT
+        times = integers[count:]
+        if not self._times_agree(times):
+            return None
+        return Decoded(self.plan, scalars, times, [])
+
+    def _times_agree(self, times: Integers) -> bool:
+        if self.one_time:
+            data = times.tobytes()
+            return data == data[:8] * len(times)
+        left, right = self.same_times
+        return np.array_equal(times[left], times[right])
+
+
+def make_template(message: bytes, parsed: ResourceMetrics, sketch: Sketch, plan: Plan) -> Template | None:
+    """A template of a message just walked, or None when its shape does not allow one.
+
+    ``parsed`` is the object the sketch refers to; its values are overwritten.
+    """
+    if sketch.histograms or parsed.SerializeToString() != message:
+        return None  # bucket counts vary in number; or the sender writes fields in an order of its own
+    known = decoded(sketch, plan)
+    places = _value_places(parsed, sketch, len(message))
+    if places is None:
+        return None
+    mask = np.full(len(message), 255, dtype=np.uint8)
+    for place in places.values():
+        mask[place : place + 8] = 0
+    read = [places[id(value.holder), value.attribute] for value in (*sketch.scalars, *sketch.times)]
+    template = Template(
+        plan,
+        (np.frombuffer(message, dtype=np.uint8) & mask).tobytes(),
+        mask,
+        (_indices(read)[:, None] + np.arange(8)).reshape(-1),
+        len(sketch.scalars),
+        _indices([i for i, s in enumerate(sketch.scalars) if s.attribute in _INTEGER_FIELDS]),
+        bool((known.times == known.times[:1]).all()),
+        _times_of_rows(sketch, known.times),
+    )
+    again = template.read(message)
+    reads_the_same = again is not None and _same(again, known)
+    return template if reads_the_same else None
+
+
+def _same(one: Decoded, other: Decoded) -> bool:
+    return one.scalars.tobytes() == other.scalars.tobytes() and np.array_equal(one.times, other.times)
+
+
+def _times_of_rows(sketch: Sketch, times: Integers) -> tuple[Indices, Indices]:
+    """Pairs of times that are equal because their points make one row."""
+    firsts = {row.time for row in sketch.rows}
+    pairs = [(first, other) for first in firsts for other in range(len(times)) if times[first] == times[other]]
+    left, right = zip(*pairs, strict=True) if pairs else ((), ())
+    return _indices(left), _indices(right)
+
+
+def _value_places(parsed: ResourceMetrics, sketch: Sketch, length: int) -> dict[tuple[int, str], int] | None:
+    """Where each 8-byte value of the message lies, by holder and field; None when that cannot be told."""
+    values = {(id(value.holder), value.attribute): value for value in (*sketch.scalars, *sketch.times)}
+    for value in _unused_values(parsed):
+        values.setdefault((id(value.holder), value.attribute), value)
+    marks = {key: _mark(value, _MARK_BASE + number) for number, (key, value) in enumerate(values.items())}
+    marked = parsed.SerializeToString()
+    places = {key: marked.find(mark) for key, mark in marks.items()}
+    found = set(places.values())
+    return places if len(marked) == length and -1 not in found and len(found) == len(places) else None
+
+
+def _unused_values(parsed: ResourceMetrics) -> Iterator[Scalar]:
+    """Values that vary and that nobody reads: start times, and points that feed nothing. Absent ones are left
+    absent, for writing them would lengthen the message."""
+    for scope in parsed.scope_metrics:
+        for metric in scope.metrics:
+            kind = metric.WhichOneof("data")
+            for point in getattr(metric, kind).data_points if kind in {"gauge", "sum"} else ():
+                for name in ("start_time_unix_nano", "time_unix_nano", point.WhichOneof("value")):
+                    if name is not None and (name == point.WhichOneof("value") or getattr(point, name)):
+                        yield Scalar(point, name, 0.0)
+
+
+def _mark(value: Scalar, mark: int) -> bytes:
+    """Write a mark into the message; returns the bytes it will have on the wire."""
+    word = struct.pack("<Q", mark)
+    setattr(value.holder, value.attribute, mark if value.attribute in _INTEGER_FIELDS else struct.unpack("<d", word)[0])
+    return word

@@ -1,0 +1,110 @@
+"""One transaction: rows, producer positions and data quality, and last of all the offsets under their fence."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import psycopg
+from aiokafka import TopicPartition
+
+from collector import binary, offsets
+from collector.encode import Encoded
+from collector.offsets import Claim
+
+# One write of a COPY stream; larger ones only cost memory.
+CHUNK_BYTES: Final = 1_048_576
+
+PositionRow = tuple[int, str, int, str, int, bytes]
+"""Worker key, topic, partition, boot id, high water, window."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSet:
+    """All that belongs to one transaction."""
+
+    encoded: Encoded
+    positions: Sequence[PositionRow]
+    steps: Mapping[TopicPartition, tuple[Claim, int, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Writes as one owner. ``marks_dirty``: rollups are kept by us, not by TimescaleDB."""
+
+    owner: str
+    lease_seconds: float
+    marks_dirty: bool
+
+    def write(self, connection: psycopg.Connection[Any], work: WriteSet) -> None:
+        """Write everything or nothing.
+
+        Raises offsets.FencedError when a partition belongs to another collector now, and psycopg.Error when the
+        database does not answer; in the latter case the transaction may have been committed, and only the offsets in
+        the database tell.
+        """
+        with connection.transaction():
+            for copy in work.encoded.copies:
+                _copy(connection, copy.statement, copy.blocks)
+            if work.encoded.histograms:
+                _copy_histograms(connection, work.encoded.histograms)
+            if self.marks_dirty:
+                _mark_dirty(connection, work.encoded)
+            if work.positions:
+                _store_positions(connection, work.positions)
+            if work.encoded.quality:
+                _store_quality(connection, work.encoded.quality)
+            offsets.advance(connection, self.owner, self.lease_seconds, work.steps)
+
+
+def _copy(connection: psycopg.Connection[Any], statement: str, blocks: Sequence[bytes]) -> None:
+    with connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+        copy.write(binary.HEADER)
+        for block in blocks:
+            for start in range(0, len(block), CHUNK_BYTES):
+                copy.write(memoryview(block)[start : start + CHUNK_BYTES])
+        copy.write(binary.TRAILER)
+
+
+def _copy_histograms(connection: psycopg.Connection[Any], rows: Sequence[tuple[Any, ...]]) -> None:
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(
+            "COPY metric_histograms (time, series_key, count, sum, minimum, maximum, bounds, buckets) FROM STDIN"
+        ) as copy,
+    ):
+        for unix_nano, *rest in rows:
+            copy.write_row((datetime.fromtimestamp(unix_nano / 1e9, UTC), *rest))
+
+
+def _mark_dirty(connection: psycopg.Connection[Any], encoded: Encoded) -> None:
+    marks = [(copy.relation, minute) for copy in encoded.copies for minute in copy.minutes]
+    if marks:
+        connection.execute(
+            "INSERT INTO rollup_dirty (relation, bucket)"
+            " SELECT relation, timestamptz '2000-01-01 00:00:00+00' + make_interval(secs => microseconds / 1000000.0)"
+            " FROM unnest(%s::text[], %s::bigint[]) AS m (relation, microseconds)",
+            ([relation for relation, _ in marks], [minute for _, minute in marks]),
+        )
+
+
+def _store_positions(connection: psycopg.Connection[Any], positions: Sequence[PositionRow]) -> None:
+    columns = [list(column) for column in zip(*sorted(positions), strict=True)]
+    connection.execute(
+        "INSERT INTO producer_positions (worker_key, topic, partition, boot_id, high_water, window_bits, updated_at)"
+        " SELECT p.*, now() FROM unnest(%s::int[], %s::text[], %s::int[], %s::text[], %s::bigint[], %s::bytea[]) AS p"
+        " ON CONFLICT (worker_key, topic, partition, boot_id) DO UPDATE"
+        " SET high_water = EXCLUDED.high_water, window_bits = EXCLUDED.window_bits, updated_at = EXCLUDED.updated_at",
+        columns,
+    )
+
+
+def _store_quality(connection: psycopg.Connection[Any], quality: Sequence[tuple[int, str, str, int]]) -> None:
+    columns = [list(column) for column in zip(*sorted(quality), strict=True)]
+    connection.execute(
+        "INSERT INTO data_quality (worker_key, hour, kind, reason, count)"
+        " SELECT q.worker_key, date_trunc('hour', now()), q.kind, q.reason, q.count"
+        " FROM unnest(%s::int[], %s::text[], %s::text[], %s::bigint[]) AS q (worker_key, kind, reason, count)"
+        " ON CONFLICT (worker_key, hour, kind, reason) DO UPDATE SET count = data_quality.count + EXCLUDED.count",
+        columns,
+    )
