@@ -109,6 +109,9 @@ class ControlSettings(BaseSettings):
     database_connections: int = Field(8, ge=1, le=1_000, description="Most database connections")
     query_timeout_seconds: PositiveSeconds = Field(10.0, description="Longest a query of the API may take")
     rows_per_response: int = Field(20_000, ge=1, le=1_000_000, description="Most rows one answer holds")
+    stale_after_seconds: PositiveSeconds = Field(
+        3.3, description="A worker silent for this long, or 3.3 of its own heartbeat intervals, is stale"
+    )
 
 
 class AgentSettings(BaseSettings):
