@@ -151,6 +151,7 @@ class Spool:
 
     def _recover(self) -> None:
         cursor = self._read_cursor()
+        self._next_number = cursor.segment + 1  # a number is never used again while the cursor may mean it
         paths = sorted(self._folder.glob(f"*{SUFFIX}"), key=lambda path: int(path.stem))
         for path in paths:
             segment = _Segment(int(path.stem), path)

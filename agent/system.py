@@ -38,6 +38,7 @@ class SystemReader:
         self._sys = sys_folder
         self._boot_time = psutil.boot_time()
         self._sampled_cpu = _cpu_seconds()
+        self._sampled_shares: dict[str, float] = {}
         self._heartbeat_cpu = self._sampled_cpu
 
     @property
@@ -55,10 +56,12 @@ class SystemReader:
 
     def read(self, now: float) -> list[Measurement]:
         """All measurements; CPU utilisation is that since the last call of read(). ``now`` in Unix seconds."""
-        before, after = self._sampled_cpu, _cpu_seconds()
-        self._sampled_cpu = after
+        cpu = _cpu_seconds()
+        # The kernel counts in hundredths of a second: between two hasty samples none may have passed.
+        self._sampled_shares = _shares(self._sampled_cpu, cpu) or self._sampled_shares
+        self._sampled_cpu = cpu
         return [
-            *_cpu(before, after),
+            *_cpu(cpu, self._sampled_shares),
             *_load_average(),
             *_memory(),
             *_disks(self._physical_disks()),
@@ -104,10 +107,10 @@ def _shares(before: dict[str, float], after: dict[str, float]) -> dict[str, floa
     return {mode: seconds / total for mode, seconds in passed.items()} if total > 0 else {}
 
 
-def _cpu(before: dict[str, float], after: dict[str, float]) -> Iterator[Measurement]:
-    for mode, seconds in after.items():
+def _cpu(seconds_by_mode: dict[str, float], shares: dict[str, float]) -> Iterator[Measurement]:
+    for mode, seconds in seconds_by_mode.items():
         yield Measurement(i.CPU_TIME, {"cpu.mode": mode}, seconds)
-    for mode, share in _shares(before, after).items():
+    for mode, share in shares.items():
         yield Measurement(i.CPU_UTILIZATION, {"cpu.mode": mode}, share)
     yield Measurement(i.CPU_COUNT, {}, psutil.cpu_count() or os.cpu_count() or 1)
 

@@ -6,12 +6,12 @@ from agent.engines.adapter import Series, SeriesAdapter
 
 ADAPTER: Final = SeriesAdapter(
     kind="sglang",
-    # Tensor-parallel ranks report as one; data-parallel ranks apart.
+    # Data-parallel ranks are engines of their own; tensor-parallel ranks each tell of the same requests.
     index_label="dp_rank",
     table=(
-        Series("requests_running", ("sglang:num_running_reqs",)),
-        Series("requests_waiting", ("sglang:num_queue_reqs",)),
-        Series("kv_cache_usage_ratio", ("sglang:token_usage",), "mean"),
+        Series("requests_running", ("sglang:num_running_reqs",), "maximum"),
+        Series("requests_waiting", ("sglang:num_queue_reqs",), "maximum"),
+        Series("kv_cache_usage_ratio", ("sglang:token_usage",), "maximum"),
         # By mode (prefill, decode). Tokens grow with each step, so they stand still when the engine does.
         Series(
             "steps_total",
