@@ -21,8 +21,6 @@ _log = logger(__name__)
 # Beyond either of these, what waits in memory goes to disk: as much as the agent's sudden death may lose.
 WAITING_MESSAGES: Final = 8
 WAITING_SECONDS: Final = 2.0
-# Sent at once while catching up.
-BATCH_MESSAGES: Final = 32
 RETRY_SECONDS: Final = (0.25, 5.0)
 CONNECTION_CHECK_SECONDS: Final = 0.1
 SYNC_SECONDS: Final = 1.0
@@ -113,9 +111,10 @@ class Lane:
         self._report()
 
     def _batch(self) -> list[_Message]:
+        most = self.transport.at_once
         if self.spool.empty:
-            return list(self._waiting)[:BATCH_MESSAGES]
-        return [_Message(value, 0.0, position) for position, value in self.spool.peek(BATCH_MESSAGES)]
+            return list(self._waiting)[:most]
+        return [_Message(value, 0.0, position) for position, value in self.spool.peek(most)]
 
     async def _send(self, batch: list[_Message]) -> bool:
         """Whether all of a batch is settled. What is settled is forgotten, up to the first that is not."""

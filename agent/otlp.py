@@ -1,6 +1,7 @@
 """Samples to any OTLP/HTTP endpoint as well, by OpenTelemetry's own exporter."""
 
 import asyncio
+import logging
 from typing import Final
 
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
@@ -43,7 +44,8 @@ class OtlpExport:
                 await self._export(message)
 
     async def stop(self) -> None:
-        """Let the thread end."""
+        """Give up what is being sent and let the thread end."""
+        self._exporter.shutdown()
         await self._thread.stop(0.5)
 
     async def _export(self, message: MetricsData) -> None:
@@ -68,4 +70,6 @@ def _exporter(endpoint: str) -> MetricExporter:
     """Imported here, because it brings an HTTP client of its own, and few agents have such an endpoint."""
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
+    # It logs every attempt; an outage is told once, by us.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
     return OTLPMetricExporter(endpoint=endpoint, timeout=TIMEOUT_SECONDS)

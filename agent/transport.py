@@ -17,6 +17,7 @@ KINDS: Final[tuple[Kind, ...]] = ("heartbeats", "metrics")
 # The door's answers that are about the moment or about us rather than about the message: the message is kept.
 KEPT_STATUSES: Final = frozenset({401, 403, 404, 408, 429})
 HTTP_TIMEOUT_SECONDS: Final = 10.0
+KAFKA_MESSAGES_AT_ONCE: Final = 32
 
 
 class RefusedError(Exception):
@@ -29,6 +30,10 @@ class Transport(Protocol):
     @property
     def connected(self) -> bool:
         """Whether it is worth trying."""
+
+    @property
+    def at_once(self) -> int:
+        """How many messages may be under way together without losing their order."""
 
     async def send(self, kind: Kind, value: bytes) -> None:
         """Return once the message has arrived. Raises NotDeliveredError to keep it, RefusedError to drop it."""
@@ -60,6 +65,11 @@ class KafkaTransport:
         """See Transport."""
         return self.producer.connected
 
+    @property
+    def at_once(self) -> int:
+        """See Transport. The producer keeps the order of a partition."""
+        return KAFKA_MESSAGES_AT_ONCE
+
     async def send(self, kind: Kind, value: bytes) -> None:
         """See Transport."""
         if kind == "heartbeats":
@@ -80,6 +90,11 @@ class HttpTransport:
     def connected(self) -> bool:
         """There is no connection to look at: always worth trying."""
         return True
+
+    @property
+    def at_once(self) -> int:
+        """See Transport. Requests that are under way together may overtake each other."""
+        return 1
 
     async def send(self, kind: Kind, value: bytes) -> None:
         """See Transport."""

@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 import os
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,14 +57,14 @@ class NvmlState:
 
 
 @pytest.fixture
-def nvml(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NvmlState]:
+def nvml(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NvmlState:
     """pynvml with the stub as its library, and two GPUs."""
     state = NvmlState(tmp_path / "nvml-state")
     state.set(gpus=2)
     monkeypatch.setenv("NVML_STUB_STATE", str(state.path))
     _forget_library(monkeypatch)
-    monkeypatch.setattr(pynvml, "CDLL", lambda name: ctypes.CDLL(str(nvml_library)))
-    yield state
+    monkeypatch.setattr(pynvml, "CDLL", lambda _: ctypes.CDLL(str(nvml_library)))
+    return state
 
 
 @pytest.fixture
@@ -126,12 +126,12 @@ class StubEngine:
     status: int = 200
     delay_seconds: float = 0.0
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def metrics(self, _: web.Request) -> web.Response:
         """The page, or the trouble that is set."""
         await asyncio.sleep(self.delay_seconds)
         return web.Response(text=self.page, status=self.status)
 
-    async def list_models(self, request: web.Request) -> web.Response:
+    async def list_models(self, _: web.Request) -> web.Response:
         """In OpenAI's shape."""
         return web.json_response({"object": "list", "data": [{"id": model} for model in self.models]})
 
@@ -160,7 +160,7 @@ def eventually() -> Callable[[Callable[[], bool]], Awaitable[None]]:
 
     async def wait(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - conditions of all kinds
                 await asyncio.sleep(0.01)
 
     return wait

@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -54,6 +57,10 @@ async def running(options: AgentSettings) -> AsyncIterator[str]:
         assert time.monotonic() - began < 5
 
 
+def segments(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.segment"))
+
+
 async def get(url: str) -> tuple[int, str]:
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         return response.status, await response.text()
@@ -69,7 +76,7 @@ def exports(bodies: list[bytes]) -> list[int]:
         (resource,) = ExportMetricsServiceRequest.FromString(body).resource_metrics
         for metric in resource.scope_metrics[0].metrics:
             if metric.name == identity.EXPORTS_METRIC:
-                found.append(metric.sum.data_points[0].as_int)
+                found += [point.as_int for point in metric.sum.data_points]
     return found
 
 
@@ -136,7 +143,7 @@ async def test_an_absent_broker_delays_neither_heartbeats_nor_the_stop(tmp_path:
     assert "stream" in json.loads(text)["missing"]
     made = next(line for line in exposed.splitlines() if line.startswith("fleetpulse_agent_heartbeats_total "))
     assert float(made.split()[-1]) >= 12
-    assert list(tmp_path.rglob("*.segment"))
+    assert segments(tmp_path)
 
 
 async def test_the_engine_is_in_heartbeats_and_samples(engine, door, tmp_path, eventually: Eventually) -> None:
@@ -149,7 +156,10 @@ async def test_the_engine_is_in_heartbeats_and_samples(engine, door, tmp_path, e
     assert (last.engine.state, last.engine.requests_waiting, last.engine.step_count) == ("ready", 7, 1200)
 
 
-async def test_the_http_endpoints_tell_of_the_agent(door, engine, tmp_path: Path, eventually: Eventually) -> None:
+async def test_the_http_endpoints_tell_of_the_agent(
+    door, engine, tmp_path: Path, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="fleetpulse")
     options = settings(tmp_path, collector_url=door.url, engine="vllm", engine_url=engine.url)
     async with running(options) as url:
         await eventually(lambda: len(door.metrics) >= 2)
@@ -187,12 +197,12 @@ async def test_the_http_transport_needs_to_know_the_door(tmp_path: Path) -> None
         await agent.main.run(settings(tmp_path), StreamSettings(), asyncio.Event())
 
 
-def test_a_wrong_setting_is_one_line_and_exit_code_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("FLEETPULSE_AGENT_SAMPLE_INTERVAL_SECONDS", "often")
-    assert agent.main.main() == 2
-    (line,) = capsys.readouterr().err.splitlines()
+def test_a_wrong_setting_is_one_line_and_exit_code_2() -> None:
+    program = "import sys, agent.main; sys.exit(agent.main.main())"
+    environment = os.environ | {"FLEETPULSE_AGENT_SAMPLE_INTERVAL_SECONDS": "often"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
     assert "FLEETPULSE_AGENT_SAMPLE_INTERVAL_SECONDS" in line
 
 

@@ -21,13 +21,14 @@ class Way:
     """A way out that can be cut, fail, refuse, or keep messages waiting for their answer."""
 
     connected: bool = True
+    at_once: int = 32
     fail_next: int = 0
     refuse: set[bytes] = field(default_factory=set)
     answer: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: list[bytes] = field(default_factory=list)
     asked: int = 0
 
-    async def send(self, kind: Kind, value: bytes) -> None:
+    async def send(self, _: Kind, value: bytes) -> None:
         self.asked += 1
         await self.answer.wait()
         if self.fail_next:
@@ -63,6 +64,10 @@ async def running(way: Way, folder: Path, bound: int = 1 << 20) -> AsyncIterator
         lane.close()
 
 
+def segments(folder: Path) -> list[Path]:
+    return list(folder.glob("*.segment"))
+
+
 def numbers(first: int, end: int) -> list[bytes]:
     return [str(n).encode() for n in range(first, end)]
 
@@ -73,7 +78,7 @@ async def test_messages_arrive_in_order_without_touching_the_disk(way: Way, tmp_
             lane.submit(value)
         await eventually(lambda: not lane.unsent)
         assert way.arrived == numbers(0, 5)
-    assert list(tmp_path.glob("*.segment")) == []
+    assert segments(tmp_path) == []
 
 
 async def test_an_outage_goes_to_disk_and_is_made_up_for_in_order(way: Way, tmp_path: Path, eventually) -> None:

@@ -66,7 +66,7 @@ def test_only_physical_disks_count(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "block/loop0").mkdir()
     io = SimpleNamespace(read_bytes=300, write_bytes=400)
     devices = {"sda": io, "sda1": io, "dm-0": io, "loop0": io}
-    monkeypatch.setattr(psutil, "disk_io_counters", lambda perdisk, nowrap: devices)
+    monkeypatch.setattr(psutil, "disk_io_counters", lambda **_: devices)
     read = SystemReader(tmp_path).read(0)
     assert values(read, i.DISK_IO, "system.device").keys() == {"sda"}
     assert values(read, i.DISK_IO, "disk.io.direction") == {"read": 300, "write": 400}
@@ -82,7 +82,7 @@ def test_a_device_mounted_twice_counts_once(monkeypatch: pytest.MonkeyPatch) -> 
         mounted("/dev/b", "/"),
         mounted("/dev/l", "/", "squashfs"),
     ]
-    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounts)
     read = SystemReader().read(0)
     assert values(read, i.FILESYSTEM_LIMIT, "system.device").keys() == {"/dev/a", "/dev/b"}
     assert values(read, i.FILESYSTEM_LIMIT, "system.filesystem.mountpoint").keys() == {"/"}
@@ -109,7 +109,7 @@ def test_traffic_is_counted_once(
         (tmp_path / "class/net" / name / "device").mkdir(parents=True)
     io = SimpleNamespace(bytes_recv=2, bytes_sent=1)
     names = ["lo", "eth0", "veth12", "docker0", "br-1", "wlan0"]
-    monkeypatch.setattr(psutil, "net_io_counters", lambda pernic, nowrap: dict.fromkeys(names, io))
+    monkeypatch.setattr(psutil, "net_io_counters", lambda **_: dict.fromkeys(names, io))
     read = SystemReader(tmp_path).read(0)
     assert values(read, i.NETWORK_IO, "network.interface.name").keys() == counted
     assert values(read, i.NETWORK_IO, "network.io.direction") == {"receive": 2, "transmit": 1}
