@@ -65,6 +65,16 @@ class ApacheKafka:
             raise StartError("the broker is not started")
         return self._child
 
+    @property
+    def running(self) -> bool:
+        """Whether its process lives."""
+        return self._child is not None and self._child.running
+
+    @property
+    def log_file(self) -> Path:
+        """The broker's log."""
+        return self.data_dir / "broker.log"
+
     def start(self) -> None:
         """Start, and wait until clients are served; makes the storage the first time. Raises StartError."""
         if not is_free(self.port):
@@ -77,7 +87,7 @@ class ApacheKafka:
         self._child = Child(
             "broker",
             [*java, "kafka.Kafka", str(configuration)],
-            self.data_dir / "broker.log",
+            self.log_file,
             working_dir=self.data_dir,
         )
         self._child.start()

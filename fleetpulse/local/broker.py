@@ -51,6 +51,16 @@ class EmbeddedBroker:
             raise StartError("the broker is not started")
         return self._child
 
+    @property
+    def running(self) -> bool:
+        """Whether its process lives."""
+        return self._child is not None and self._child.running
+
+    @property
+    def log_file(self) -> Path:
+        """The broker's log."""
+        return self.data_dir / "broker.log"
+
     def start(self) -> None:
         """Start and wait until clients can connect. Raises StartError."""
         if not is_free(self.port):
@@ -60,7 +70,7 @@ class EmbeddedBroker:
         self._child = Child(
             "broker",
             [str(_binary()), *arguments],
-            self.data_dir / "broker.log",
+            self.log_file,
             orphan_signal=signal.SIGINT,  # at which it saves its data
         )
         self._child.start()

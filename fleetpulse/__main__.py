@@ -1,0 +1,7 @@
+"""``python -m fleetpulse``."""
+
+import sys
+
+from fleetpulse.command import main
+
+sys.exit(main())

@@ -1,0 +1,186 @@
+"""The ``fleetpulse`` command.
+
+Each subcommand imports what it needs when it runs: an agent's host has neither psycopg nor numpy.
+"""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from fleetpulse import __version__
+from fleetpulse.settings import (
+    AgentSettings,
+    CollectorSettings,
+    ControlSettings,
+    DatabaseSettings,
+    LocalSettings,
+    ServiceSettings,
+    SettingsError,
+    StreamSettings,
+    load,
+    warn_of_unknown_names,
+)
+
+WRONG_SETTINGS: Final = 2
+FAILED: Final = 1
+INTERRUPTED: Final = 130
+_OURS: Final = ("fleetpulse", "agent", "collector", "control", "proxy")
+
+
+class CommandError(Exception):
+    """The command cannot do its work; the message is one line for people."""
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 1 for what failed, 2 for wrong settings or arguments."""
+    asked = _parser().parse_args(given)
+    try:
+        warn_of_unknown_names()
+        return int(asked.run(asked))
+    except SettingsError as error:
+        return _say(str(error), WRONG_SETTINGS)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in _OURS:
+            raise
+        return _say(f"{error.name} is not installed: pip install 'fleetpulse[{asked.extra}]'", FAILED)
+    except CommandError as error:
+        return _say(str(error), FAILED)
+    except OSError as error:
+        return _say(error.strerror or str(error), FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _say(line: str, status: int) -> int:
+    print(f"fleetpulse: {line}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fleetpulse",
+        description="Metrics pipeline and control layer for fleets of GPU inference workers.",
+        epilog="Settings are environment variables, FLEETPULSE_*; docs/settings.md lists them.",
+    )
+    parser.add_argument("--version", action="version", version=f"fleetpulse {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], extra: str, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(run=run, extra=extra)
+        return made
+
+    up = command("up", _up, "local", "Start the embedded stack and show the fleet")
+    up.add_argument("--workers", type=int, help="workers to start; the first reads this host")
+    up.add_argument("--data-dir", type=Path, help="folder of data and logs (default: .fleetpulse)")
+    up.add_argument("--broker", choices=("embedded", "apache"), help="which Kafka broker to start")
+    command("agent", _agent, "agent", "Run the worker agent")
+    command("collector", _collector, "collector", "Run the collector")
+    command("control", _control, "control", "Run the control service")
+    _add_simulate(command("simulate", _simulate, "agent", "Drive simulated agents from one process"))
+    command("migrate", _migrate, "collector", "Bring the database's schema up to date and verify it")
+    command("doctor", _doctor, "local", "Check each dependency and say what to do")
+    return parser
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--agents", type=int, required=True, metavar="N", help="simulated agents")
+    parser.add_argument(
+        "--interval", type=float, default=5.0, metavar="SECONDS", help="time between an agent's samples (default: 5)"
+    )
+    parser.add_argument(
+        "--heartbeat-interval",
+        type=float,
+        metavar="SECONDS",
+        help="time between an agent's heartbeats (default: as samples)",
+    )
+    parser.add_argument("--duration", type=float, metavar="SECONDS", help="end after this long (default: at Ctrl-C)")
+    parser.add_argument("--gpus", type=int, default=2, metavar="N", help="GPUs of each agent (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the counts to this file")
+
+
+def _serve(main_coroutine: Callable[[asyncio.Event], Awaitable[object]], fast_loop: bool = False) -> int:
+    """Run a service until it is told to stop."""
+    from fleetpulse.http import run_until_stopped
+
+    with asyncio.Runner(loop_factory=_fast_loop() if fast_loop else None) as runner:
+        runner.run(run_until_stopped(main_coroutine))
+    return 0
+
+
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it can be imported (it is in the collector's extra, but not built for every platform)."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _log() -> None:
+    from fleetpulse.telemetry import configure_logging
+
+    configure_logging(load(ServiceSettings))
+
+
+def _agent(_: argparse.Namespace) -> int:
+    from agent.main import run
+
+    _log()
+    settings, stream = load(AgentSettings), load(StreamSettings)
+    return _serve(lambda stop: run(settings, stream, stop))
+
+
+def _collector(_: argparse.Namespace) -> int:
+    from collector.main import run
+
+    _log()
+    settings, stream, database = load(CollectorSettings), load(StreamSettings), load(DatabaseSettings)
+    return _serve(lambda stop: run(settings, stream, database, stop), fast_loop=True)
+
+
+def _control(_: argparse.Namespace) -> int:
+    from control.main import run
+
+    _log()
+    settings, stream, database = load(ControlSettings), load(StreamSettings), load(DatabaseSettings)
+    return _serve(lambda stop: run(settings, stream, database, stop))
+
+
+def _up(asked: argparse.Namespace) -> int:
+    from fleetpulse.local.processes import StartError
+    from fleetpulse.local.up import up
+
+    settings = load(LocalSettings, workers=asked.workers, data_dir=asked.data_dir, broker=asked.broker)
+    try:
+        return _serve(lambda stop: up(settings, stop))
+    except StartError as error:
+        raise CommandError(str(error)) from error
+
+
+def _simulate(asked: argparse.Namespace) -> int:
+    from fleetpulse.local.simulate import Plan, simulate
+
+    _log()
+    plan = Plan.checked(
+        asked.agents, asked.interval, asked.heartbeat_interval or asked.interval, asked.duration, asked.gpus
+    )
+    stream = load(StreamSettings)
+    return _serve(lambda stop: simulate(plan, stream, stop, asked.json), fast_loop=True)
+
+
+def _migrate(_: argparse.Namespace) -> int:
+    from fleetpulse import database
+
+    _log()
+    database.prepare(load(DatabaseSettings))
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from fleetpulse.local.doctor import doctor
+
+    return asyncio.run(doctor())
