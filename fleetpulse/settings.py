@@ -54,9 +54,16 @@ class DatabaseSettings(BaseSettings):
         SecretStr("postgresql://postgres@127.0.0.1:5432/fleetpulse"), description="PostgreSQL connection URL"
     )
     connect_timeout_seconds: PositiveSeconds = Field(5.0, description="Longest wait for a connection")
-    retention_raw_days: float = Field(14.0, gt=0.02, le=3650, description="Raw samples are kept this long")
-    retention_minute_days: float = Field(90.0, gt=0.02, le=36_500, description="Minute rollups are kept this long")
-    retention_hour_days: float = Field(730.0, gt=0.02, le=36_500, description="Hour rollups are kept this long")
+    profile: Literal["auto", "timescale", "postgres"] = Field(
+        "auto", description="Kind of database; auto is what the database was made for, else what the server offers"
+    )
+    migration_timeout_seconds: PositiveSeconds = Field(
+        120.0, description="Longest wait at start for the database, and for other processes that migrate it"
+    )
+    # TimescaleDB refreshes rollups this far back: 3 hours, 2 days and 8 days; what they are made from must be there.
+    retention_raw_days: float = Field(14.0, ge=1, le=3650, description="Raw samples are kept this long")
+    retention_minute_days: float = Field(90.0, ge=3, le=36_500, description="Minute rollups are kept this long")
+    retention_hour_days: float = Field(730.0, ge=9, le=36_500, description="Hour rollups are kept this long")
     retention_heartbeat_days: float = Field(3.0, gt=0.02, le=3650, description="Stored heartbeats are kept this long")
     compress_after_days: float = Field(
         2.0, ge=0, le=3650, description="TimescaleDB moves raw chunks of this age to the columnstore; 0 is never"
