@@ -30,6 +30,7 @@ from collector.source import Source, StreamStalledError
 from collector.validate import TimeLimits
 from collector.write import Writer, WriteSet
 from fleetpulse.settings import CollectorSettings, DatabaseSettings, StreamSettings
+from fleetpulse.stream.admin import TopicError, ensure_topics
 from fleetpulse.stream.errors import NotDeliveredError
 from fleetpulse.stream.heartbeat import Heartbeat
 from fleetpulse.stream.producer import StreamProducer
@@ -40,7 +41,7 @@ _log = logger(__name__)
 
 TOPICS: Final = (METRICS.name, HEARTBEATS.name)
 RETRY_SECONDS: Final = 0.5
-RETRIED: Final = (psycopg.Error, KafkaError, OSError, TimeoutError, StreamStalledError, NotDeliveredError)
+RETRIED: Final = (psycopg.Error, KafkaError, OSError, TimeoutError, StreamStalledError, NotDeliveredError, TopicError)
 DAY_SECONDS: Final = 86_400.0
 # A round of records is bounded by number here and by bytes in the consumer; messages hold some ten rows each.
 ROWS_PER_MESSAGE: Final = 10
@@ -62,6 +63,7 @@ class Ingest:
         heard: Callable[[Iterable[Heartbeat]], None],
     ) -> None:
         self._settings = settings
+        self._stream = stream
         self._retention_seconds = database.retention_raw_days * DAY_SECONDS
         self._metrics = metrics
         self._producer = producer
@@ -132,6 +134,8 @@ class Ingest:
         self._positions.clear()
         try:
             await self._source.connect()
+            async with asyncio.timeout(self._stream.request_timeout_seconds):
+                await ensure_topics(self._stream)
             await self._ownership.begin()
             async with self._ownership.renewing():
                 while not stop.is_set():
@@ -161,11 +165,11 @@ class Ingest:
             intake = take_in(
                 fetched.items(), self._decoder, self._directory, self._settings.message_bytes, self._unwritable
             )
+            self._last_round = next((partition, records[0].offset) for partition, records in fetched.items())
             await self._write(intake)
             if careful:
-                self._careful_rounds -= 1
-                self._last_round = next((partition, records[0].offset) for partition, records in fetched.items())
                 await self._finish_writing()
+                self._careful_rounds -= 1
         elif self._writing is not None and self._writing.done():
             await self._finish_writing()
         self.problem = None

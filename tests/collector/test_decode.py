@@ -1,0 +1,265 @@
+import contextlib
+import math
+import random
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+from collector.decode import Decoder
+from collector.template import ABSENT_BITS, Decoded, Plan, decoded
+from collector.walk import explicit_buckets, walk
+from fleetpulse.local import otlp_messages as otlp
+from fleetpulse.stream.dictionary import TABLES
+from fleetpulse.stream.errors import MalformedMetricsError
+
+NOW = 1_800_000_000_000_000_000
+
+
+def walked(message: bytes) -> list[Decoded]:
+    """The reference: every resource walked point by point."""
+    request = ExportMetricsServiceRequest()
+    request.ParseFromString(message)
+    sketches = [walk(resource) for resource in request.resource_metrics]
+    return [decoded(sketch, Plan.of(sketch)) for sketch in sketches if sketch.worker]
+
+
+def columns(found: Decoded) -> dict[tuple[str, str, str, int], dict[str, float]]:
+    """Rows by table, row, label and time; absent values left out."""
+    rows = {}
+    for cells in found.plan.tables:
+        table = TABLES[cells.table]
+        out = np.empty((len(cells.rows), len(table.measures)))
+        cells.fill(found.scalars, out)
+        for row, time, values in zip(cells.rows, found.times[cells.row_times], out, strict=True):
+            rows[table.name, row.key.row, row.key.label, int(time)] = {
+                column: float(value)
+                for column, value, bits in zip(table.columns, values, values.view(np.uint64), strict=True)
+                if bits != ABSENT_BITS
+            }
+    return rows
+
+
+def points(found: Decoded) -> list[tuple[str, str, int, bytes]]:
+    return [
+        (
+            point.series.name,
+            point.series.attributes,
+            int(found.times[point.time]),
+            struct.pack("<d", found.scalars[point.scalar]),
+        )
+        for point in found.plan.points
+    ]
+
+
+def test_a_message_of_a_known_shape_is_read_without_walking_it():
+    decoder = Decoder()
+    for sequence in range(1, 6):
+        decoder.decode(otlp.agent_message("w", sequence, NOW + sequence))
+    assert (decoder.walked, decoder.recognised) == (2, 3)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 2**40), st.integers(NOW, NOW + 10**12), st.integers()), min_size=3, max_size=8)
+)
+@settings(max_examples=40, deadline=None)
+def test_the_fast_path_reads_what_the_walk_reads(messages):
+    decoder = Decoder()
+    for sequence, time, seed in messages:
+        message = otlp.agent_message("w", sequence, time, gpus=2, numbers=random.Random(seed))
+        (fast,), (slow,) = decoder.decode(message).resources, walked(message)
+        assert columns(fast) == columns(slow)
+        assert points(fast) == points(slow)
+        assert fast.sequence == slow.sequence == sequence
+    assert decoder.recognised == len(messages) - 2
+
+
+@given(st.lists(st.floats(width=64), min_size=3, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_values_come_through_bit_by_bit_even_nan_and_infinity(values):
+    decoder = Decoder()
+    for value in values:
+        request = ExportMetricsServiceRequest()
+        scope = otlp.agent_resource(request, "w", "b")
+        otlp.gauge(scope, "any.metric", float(value), NOW)
+        (found,) = decoder.decode(request.SerializeToString()).resources
+        assert points(found)[0][3] == struct.pack("<d", value)
+
+
+def test_two_senders_of_the_same_length_are_not_confused():
+    decoder = Decoder()
+    for sequence in range(1, 4):
+        for worker in ("worker-a", "worker-b"):
+            (found,) = decoder.decode(otlp.agent_message(worker, sequence, NOW)).resources
+            assert found.plan.worker.worker_id == worker
+
+
+def test_points_of_one_row_that_part_in_time_become_two_rows():
+    decoder = Decoder()
+
+    def message(second_time: int) -> bytes:
+        request = ExportMetricsServiceRequest()
+        scope = otlp.agent_resource(request, "w", "b")
+        otlp.gauge(scope, "system.memory.limit", 5, NOW)
+        otlp.gauge(scope, "system.uptime", 7.0, second_time)
+        return request.SerializeToString()
+
+    for _ in range(3):
+        (found,) = decoder.decode(message(NOW)).resources
+        assert len(columns(found)) == 1
+    (found,) = decoder.decode(message(NOW + 1)).resources
+    assert set(columns(found)) == {("system_samples", "", "", NOW), ("system_samples", "", "", NOW + 1)}
+
+
+def test_a_batch_of_many_resources_is_read_resource_by_resource():
+    message = otlp.concatenated(otlp.agent_message(f"w{n}", 1, NOW) for n in range(5))
+    content = Decoder().decode(message)
+    assert [found.plan.worker.worker_id for found in content.resources] == [f"w{n}" for n in range(5)]
+
+
+def test_a_resource_without_identity_is_refused_and_its_neighbour_is_not():
+    request = ExportMetricsServiceRequest()
+    otlp.resource(request, {"service.name": "who"})
+    otlp.gauge(otlp.agent_resource(request, "w", "b"), "system.uptime", 1.0, NOW)
+    content = Decoder().decode(request.SerializeToString())
+    assert content.refused == {"missing_identity": 1}
+    assert len(content.resources) == 1
+
+
+@pytest.mark.parametrize("attribute", ["service.instance.id", "host.id", "host.name"])
+def test_a_stock_collector_is_known_by_what_it_says_of_itself(attribute):
+    request = ExportMetricsServiceRequest()
+    scope = otlp.resource(request, {attribute: "box-7"}).scope_metrics.add()
+    otlp.gauge(scope, "system.cpu.load_average.1m", 0.5, NOW)
+    (found,) = Decoder().decode(request.SerializeToString()).resources
+    assert found.plan.worker.worker_id == "box-7"
+    assert columns(found) == {("system_samples", "", "", NOW): {"load_average_1m": 0.5}}
+
+
+def test_the_stock_collectors_spelling_feeds_the_same_columns():
+    request = ExportMetricsServiceRequest()
+    scope = otlp.resource(request, {"host.name": "box"}).scope_metrics.add()
+    for cpu in ("cpu0", "cpu1"):
+        for state, seconds in (("user", 10.0), ("system", 5.0), ("idle", 80.0), ("wait", 1.0)):
+            otlp.counter(scope, "system.cpu.time", seconds, NOW, {"cpu": cpu, "state": state})
+    for state, used in (("used", 60), ("free", 30), ("cached", 8), ("buffered", 2), ("slab_reclaimable", 1)):
+        otlp.gauge(scope, "system.memory.usage", used, NOW, {"state": state})
+    for device in ("eth0", "eth1"):
+        otlp.counter(scope, "system.network.io", 100, NOW, {"device": device, "direction": "receive"})
+    (found,) = Decoder().decode(request.SerializeToString()).resources
+    assert columns(found)["system_samples", "", "", NOW] == {
+        "cpu_busy_seconds_total": 30.0,
+        "cpu_idle_seconds_total": 162.0,
+        "memory_used_bytes": 60.0,
+        "memory_total_bytes": 100.0,
+        "network_received_bytes_total": 200.0,
+    }
+
+
+def test_idle_shares_of_all_cpus_become_one_busy_share():
+    request = ExportMetricsServiceRequest()
+    scope = otlp.resource(request, {"host.name": "box"}).scope_metrics.add()
+    for cpu, idle in (("cpu0", 0.5), ("cpu1", 1.0)):
+        otlp.gauge(scope, "system.cpu.utilization", idle, NOW, {"cpu": cpu, "state": "idle"})
+    (found,) = Decoder().decode(request.SerializeToString()).resources
+    assert columns(found)["system_samples", "", "", NOW] == {"cpu_utilization_ratio": 0.25}
+
+
+def test_an_engine_scraped_by_a_stock_collector_feeds_the_engine_table_old_names_too():
+    request = ExportMetricsServiceRequest()
+    scope = otlp.resource(request, {"service.instance.id": "10.0.0.1:8000"}).scope_metrics.add()
+    labels = {"model_name": "m", "engine": "0"}
+    otlp.gauge(scope, "vllm:num_requests_running", 3.0, NOW, labels)
+    otlp.gauge(scope, "vllm:gpu_cache_usage_perc", 0.4, NOW, labels)
+    (found,) = Decoder().decode(request.SerializeToString()).resources
+    assert columns(found) == {("engine_samples", "m", "0", NOW): {"requests_running": 3.0, "kv_cache_usage_ratio": 0.4}}
+
+
+def test_a_gpu_point_without_a_gpu_is_refused_by_reason():
+    request = ExportMetricsServiceRequest()
+    scope = otlp.agent_resource(request, "w", "b")
+    otlp.gauge(scope, "hw.gpu.utilization", 0.5, NOW)
+    assert Decoder().decode(request.SerializeToString()).refused == {"missing_identity": 1}
+
+
+def test_a_point_with_the_no_recorded_value_flag_is_a_gap():
+    request = ExportMetricsServiceRequest()
+    scope = otlp.agent_resource(request, "w", "b")
+    otlp.gauge(scope, "system.uptime", 5.0, NOW)
+    scope.metrics[0].gauge.data_points[0].flags = 1
+    (found,) = Decoder().decode(request.SerializeToString()).resources
+    assert columns(found) == {}
+
+
+def test_nul_in_strings_is_removed_because_the_database_has_no_place_for_it():
+    request = ExportMetricsServiceRequest()
+    scope = otlp.agent_resource(request, "w", "b")
+    otlp.gauge(scope, "a\x00b", 1.0, NOW, {"k\x00": "v\x00"})
+    (found,) = Decoder().decode(request.SerializeToString()).resources
+    assert points(found)[0][:2] == ("ab", '{"k": "v"}')
+
+
+@given(st.binary(max_size=400))
+@settings(max_examples=300, deadline=None)
+def test_random_bytes_are_read_or_refused_and_never_more(data):
+    with contextlib.suppress(MalformedMetricsError):
+        Decoder().decode(data)
+
+
+@given(st.integers(0, 10_000), st.integers(0, 7), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_a_cut_or_flipped_message_is_read_or_refused_and_never_more(position, bit, cut):
+    message = bytearray(otlp.agent_message("w", 1, NOW, gpus=1))
+    position %= len(message)
+    if cut:
+        del message[position:]
+    else:
+        message[position] ^= 1 << bit
+    decoder = Decoder()
+    for _ in range(3):
+        with contextlib.suppress(MalformedMetricsError):
+            decoder.decode(bytes(message))
+
+
+def test_a_histogram_is_kept_with_its_bounds_and_counts():
+    request = ExportMetricsServiceRequest()
+    metric = otlp.agent_resource(request, "w", "b").metrics.add()
+    metric.name, metric.unit = "latency", "s"
+    metric.histogram.aggregation_temporality = 1
+    point = metric.histogram.data_points.add()
+    point.time_unix_nano, point.count, point.sum = NOW, 6, 2.5
+    point.explicit_bounds.extend([0.1, 1.0])
+    point.bucket_counts.extend([1, 2, 3])
+    (found,) = Decoder().decode(request.SerializeToString()).resources
+    (histogram,) = found.histograms
+    assert (histogram.series.kind, histogram.series.temporality) == ("histogram", "delta")
+    assert (histogram.count, histogram.sum, histogram.minimum) == (6, 2.5, None)
+    assert (histogram.bounds, histogram.buckets) == ([0.1, 1.0], [1, 2, 3])
+
+
+def test_an_exponential_histogram_has_its_bounds_written_out():
+    request = ExportMetricsServiceRequest()
+    metric = otlp.agent_resource(request, "w", "b").metrics.add()
+    point = metric.exponential_histogram.data_points.add()
+    point.scale, point.zero_count = 0, 4
+    point.positive.offset = 1
+    point.positive.bucket_counts.extend([5, 6])
+    bounds, buckets = explicit_buckets(point)
+    assert (bounds, buckets) == ([2.0, 4.0, 8.0], [4, 5, 6, 0])
+
+
+def test_sums_and_gauges_of_strangers_become_series_with_kind_and_temporality():
+    request = ExportMetricsServiceRequest()
+    scope = otlp.agent_resource(request, "w", "b")
+    otlp.gauge(scope, "room.temperature", 21.0, NOW, {"room": "1"})
+    otlp.counter(scope, "doors.opened", 4, NOW)
+    scope.metrics[1].sum.aggregation_temporality = 1
+    (found,) = Decoder().decode(request.SerializeToString()).resources
+    assert [(p.series.name, p.series.kind, p.series.temporality) for p in found.plan.points] == [
+        ("room.temperature", "gauge", ""),
+        ("doors.opened", "counter", "delta"),
+    ]
+    assert math.isclose(found.scalars[found.plan.points[1].scalar], 4.0)
