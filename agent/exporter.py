@@ -1,13 +1,12 @@
 """Measurements to OTLP: one message a sample, cumulative, whose bytes differ from the last one's only in values.
 
-Built of opentelemetry-sdk's data points and encoded by its exporters' own encoder. The SDK's instruments are not
-used: they would aggregate what psutil, NVML and the engine have aggregated already.
+Built of opentelemetry-sdk's data points; `agent.encoder` makes bytes of them. The SDK's instruments are not used: they
+would aggregate what psutil, NVML and the engine have aggregated already.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Gauge,
@@ -75,8 +74,3 @@ class Exporter:
             data = Sum(points, AggregationTemporality.CUMULATIVE, is_monotonic=instrument.kind == "counter")
         # Descriptions would be half of every message; docs/agent.md has them.
         return Metric(instrument.name, "", instrument.unit, data)
-
-
-def encode(message: MetricsData) -> bytes:
-    """An OTLP ExportMetricsServiceRequest."""
-    return encode_metrics(message).SerializeToString()

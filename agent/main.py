@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import aiohttp
@@ -19,9 +19,10 @@ from prometheus_client import CollectorRegistry
 
 from agent import gpu_sources, http
 from agent.delivery import Lane
+from agent.encoder import Encoder
 from agent.engines.registry import ADAPTERS
 from agent.engines.watch import EngineWatch
-from agent.exporter import Exporter, encode
+from agent.exporter import Exporter
 from agent.heartbeats import HeartbeatMaker, load_of, status_of
 from agent.identity import WorkerIdentity, identify
 from agent.lanes import open_lanes
@@ -61,6 +62,7 @@ class Agent:
     signals: Signals
     engine: EngineWatch | None
     otlp: OtlpExport | None
+    encoder: Encoder = field(default_factory=Encoder)
 
     def lacking(self) -> dict[str, str]:
         """What keeps the agent from its work, for /readyz."""
@@ -88,7 +90,7 @@ class Agent:
         spools = [lane.spool for lane in self.lanes.values()]
         own = own_measurements(self.heartbeats.made, sum(s.size_bytes for s in spools), sum(s.dropped for s in spools))
         message = await self.sampler.sample(own)
-        self.lanes["metrics"].submit(encode(message))
+        self.lanes["metrics"].submit(self.encoder.encode(message))
         if self.otlp is not None:
             self.otlp.submit(message)
 

@@ -334,7 +334,11 @@ static int next_event(EventSet *set, void *data) {
 }
 
 int nvmlEventSetWait_v2(EventSet *set, void *data, unsigned int timeout_ms) {
-    struct timespec pause = {0, 10 * 1000 * 1000};
+    struct timespec whole = {timeout_ms / 1000, timeout_ms % 1000 * 1000000L}, pause = {0, 10 * 1000000L};
+    if (getenv("NVML_STUB_STATE") == NULL) { /* no events to look for: block like the real driver */
+        nanosleep(&whole, NULL);
+        return TIMEOUT;
+    }
     for (unsigned int waited = 0; waited <= timeout_ms; waited += 10) {
         if (next_event(set, data))
             return SUCCESS;

@@ -3,15 +3,18 @@
 from collections.abc import Iterable
 
 import pytest
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Metric, NumberDataPoint
+from opentelemetry.sdk.metrics.export import MetricsData
 
 from agent import gpu_reading, instruments
 from agent.columns import columns
+from agent.encoder import Encoder
 from agent.engines import measurements as engine_measurements
 from agent.engines.adapter import EngineReading
 from agent.engines.watch import EngineSnapshot
-from agent.exporter import Exporter, encode
+from agent.exporter import Exporter
 from agent.identity import identify
 from agent.instruments import ENGINE_BY_COLUMN, Measurement
 from agent.sampling import own_measurements
@@ -29,6 +32,10 @@ def engine_snapshot(factor: float) -> EngineSnapshot:
     values = {column: factor * (place + 1) / 100 for place, column in enumerate(ENGINE_BY_COLUMN)}
     readings = [EngineReading("llama", index, values) for index in ("0", "1")]
     return EngineSnapshot("ready", "vllm", "http://e", ("llama",), readings)
+
+
+def encode(message: MetricsData) -> bytes:
+    return Encoder().encode(message)
 
 
 def everything(gpus: SimulatedGpus, system: SystemReader, factor: float = 1.0) -> list[Measurement]:
@@ -150,3 +157,18 @@ def test_a_value_of_zero_is_said_rather_than_left_out(exporter: Exporter) -> Non
     for instrument in (instruments.LOAD_1M, instruments.SPOOL_USAGE):
         (point,) = points_of(metrics[instrument.name])
         assert point.WhichOneof("value") is not None
+
+
+def test_patched_bytes_are_those_of_opentelemetrys_own_encoder(exporter: Exporter) -> None:
+    gpus, system, encoder = SimulatedGpus("worker-1", SETTINGS), SystemReader(), Encoder()
+    for turn in range(1, 6):
+        message = exporter.build(everything(gpus, system, turn * 1e3), turn * 1_000_000_007)
+        assert encoder.encode(message) == encode_metrics(message).SerializeToString()
+
+
+def test_a_device_that_comes_or_goes_changes_the_shape(exporter: Exporter) -> None:
+    system, encoder = SystemReader(), Encoder()
+    for count in (1, 1, 3, 3, 0, 1):
+        readings = SimulatedGpus("worker-1", AgentSettings(simulate_gpu_count=count)).read()
+        message = exporter.build([*system.read(2e9), *gpu_reading.measurements(readings)], 5_000)
+        assert encoder.encode(message) == encode_metrics(message).SerializeToString()
