@@ -1,0 +1,150 @@
+"""Reading the database, whether or not it is there: a query has an answer or an UnavailableError within its time."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, LiteralString, Self
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.sql import Composed
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from fleetpulse.settings import ControlSettings, DatabaseSettings
+from fleetpulse.telemetry import logger
+
+_log = logger(__name__)
+
+Parameters = Mapping[str, Any]
+Row = tuple[Any, ...]
+
+# Beyond the server's own statement timeout: time for its error to arrive.
+GRACE_SECONDS: Final = 1.0
+# The pool gives up connecting this soon and tries anew at the next query, or its pauses would double up to minutes.
+RECONNECT_SECONDS: Final = 1.0
+CLOSE_SECONDS: Final = 2.0
+
+
+class UnavailableError(Exception):
+    """There is no answer from the database now; the message says why, for people, without addresses or secrets."""
+
+
+class QueryTimeoutError(UnavailableError):
+    """The query takes longer than it may."""
+
+
+class Database:
+    """A pool of read-only connections. ``lacking`` says why queries are refused at once, or None."""
+
+    def __init__(self, settings: ControlSettings, database: DatabaseSettings) -> None:
+        self._timeout_seconds = settings.query_timeout_seconds
+        self.lacking: str | None = "not connected yet"
+        self._abandoned: set[asyncio.Task[list[Row]]] = set()
+        self._pool: AsyncConnectionPool[AsyncConnection[Row]] = AsyncConnectionPool(
+            database.url.get_secret_value(),
+            kwargs={
+                "autocommit": True,
+                # The best plan depends on the parameters, and poolers dislike prepared statements.
+                "prepare_threshold": None,
+                "connect_timeout": max(1, round(database.connect_timeout_seconds)),
+                "application_name": "fleetpulse-control",
+            },
+            min_size=1,
+            max_size=settings.database_connections,
+            timeout=settings.query_timeout_seconds,
+            reconnect_timeout=RECONNECT_SECONDS,
+            configure=self._configure,
+            check=AsyncConnectionPool.check_connection,
+            name="fleetpulse-control",
+            open=False,
+        )
+        # It would log each attempt; we log the outage.
+        logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+
+    async def __aenter__(self) -> Self:
+        await self._pool.open(wait=False)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._abandoned:
+            await asyncio.wait(self._abandoned, timeout=CLOSE_SECONDS)
+        await self._pool.close(timeout=CLOSE_SECONDS)
+
+    def statistics(self) -> Mapping[str, int]:
+        """The pool's own counts."""
+        return self._pool.get_stats()
+
+    async def rows(self, statement: LiteralString | Composed, parameters: Parameters | None = None) -> list[Row]:
+        """All rows of a query. Raises UnavailableError."""
+        if self.lacking is not None:
+            raise UnavailableError(f"the database cannot be used now: {self.lacking}")
+        return await self._answer(statement, parameters, self._timeout_seconds + GRACE_SECONDS)
+
+    async def probe(self, timeout_seconds: float) -> None:
+        """Find out whether queries are answered. Raises UnavailableError."""
+        await self._answer("SELECT 1", None, timeout_seconds)
+
+    def accept(self) -> None:
+        """Let queries through."""
+        if self.lacking is not None:
+            _log.info("database usable")
+        self.lacking = None
+
+    def refuse(self, reason: str) -> None:
+        """Let queries fail at once, with this reason."""
+        if self.lacking != reason:
+            _log.warning("database unavailable", extra={"reason": reason})
+        self.lacking = reason
+
+    async def _answer(
+        self, statement: LiteralString | Composed, parameters: Parameters | None, timeout_seconds: float
+    ) -> list[Row]:
+        """Wait no longer than this: cancelling a query on a frozen server takes psycopg another ten seconds."""
+        query = asyncio.create_task(self._query(statement, parameters))
+        try:
+            done, _ = await asyncio.wait({query}, timeout=timeout_seconds)
+        except asyncio.CancelledError:
+            self._abandon(query)
+            raise
+        if not done:
+            self._abandon(query)
+            raise UnavailableError(f"no answer within {timeout_seconds:g} s")
+        return query.result()
+
+    def _abandon(self, query: asyncio.Task[list[Row]]) -> None:
+        query.cancel()
+        self._abandoned.add(query)
+        query.add_done_callback(self._buried)
+
+    def _buried(self, query: asyncio.Task[list[Row]]) -> None:
+        self._abandoned.discard(query)
+        if not query.cancelled() and query.exception() is not None:
+            _log.debug("abandoned query ended", extra={"error": repr(query.exception())})
+
+    async def _query(self, statement: LiteralString | Composed, parameters: Parameters | None) -> list[Row]:
+        try:
+            async with self._pool.connection() as connection:
+                cursor = await connection.execute(statement, parameters)
+                return await cursor.fetchall()
+        except psycopg.errors.QueryCanceled as error:
+            raise QueryTimeoutError(
+                f"the query takes longer than {self._timeout_seconds:g} s: ask for less time, a coarser granularity, "
+                "or single workers"
+            ) from error
+        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+            raise UnavailableError("the database lacks our tables: run fleetpulse migrate") from error
+        except (PoolTimeout, PoolClosed, TooManyRequests) as error:
+            raise UnavailableError("no connection") from error
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            raise UnavailableError(f"connection failed ({type(error).__name__})") from error
+
+    async def _configure(self, connection: AsyncConnection[Row]) -> None:
+        milliseconds = str(round(self._timeout_seconds * 1000))
+        await connection.execute(
+            "SELECT set_config('statement_timeout', %s, false), set_config('TimeZone', 'UTC', false),"
+            " set_config('default_transaction_read_only', 'on', false)",
+            (milliseconds,),
+        )

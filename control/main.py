@@ -1,0 +1,76 @@
+"""The control service: what runs, in the order in which data flows.
+
+heartbeats ──▶ follower ──▶ FleetView ──▶ /workers
+PostgreSQL ──▶ directory ──────┘
+     └───────▶ /gpu/activity, /system/activity, /engine/activity
+"""
+
+import asyncio
+import contextlib
+from dataclasses import replace
+
+from prometheus_client import CollectorRegistry
+
+from control.api import authentication
+from control.api.application import Parts, application
+from control.database import Database
+from control.directory import Directory, keep
+from control.follower import follow
+from control.metrics import HeartbeatMetrics, StateCollector
+from fleetpulse.database import retention
+from fleetpulse.http import serving
+from fleetpulse.settings import ControlSettings, DatabaseSettings, StreamSettings
+from fleetpulse.stream.consumer import StreamReader
+from fleetpulse.stream.fleet_view import FleetRules, FleetView
+from fleetpulse.stream.topics import HEARTBEATS
+from fleetpulse.telemetry import logger
+
+_log = logger(__name__)
+
+CLIENT_ID = "fleetpulse-control"
+
+
+async def run(
+    settings: ControlSettings, stream: StreamSettings, database_settings: DatabaseSettings, stop: asyncio.Event
+) -> None:
+    """Serve until ``stop`` is set, with or without database and broker.
+
+    Raises SettingsError for settings that cannot be used, and OSError when the port is taken.
+    """
+    authentication.check(settings)
+    retention.check(database_settings)
+    registry = CollectorRegistry()
+    view = FleetView(replace(FleetRules(), stale_after_seconds=settings.stale_after_seconds))
+    directory = Directory()
+    async with contextlib.AsyncExitStack() as stack:
+        database = await stack.enter_async_context(Database(settings, database_settings))
+        reader = await stack.enter_async_context(StreamReader(stream, [HEARTBEATS.name], CLIENT_ID))
+        registry.register(StateCollector(view, reader, database.statistics))
+        app = application(
+            settings,
+            database_settings,
+            Parts(database, directory, view, reader),
+            registry,
+            lambda: lacking(database, reader),
+        )
+        port = await stack.enter_async_context(serving(app, settings.host, settings.port))
+        _log.info("control started", extra={"host": settings.host, "port": port})
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(follow(reader, view, HeartbeatMetrics(registry)), name="follower"),
+                group.create_task(keep(database_settings, database, directory, view), name="directory"),
+            ]
+            await stop.wait()
+            for task in tasks:
+                task.cancel()
+    _log.info("control stopped")
+
+
+def lacking(database: Database, reader: StreamReader) -> dict[str, str]:
+    """What keeps control from its work, for /readyz."""
+    parts = {}
+    if database.lacking is not None:
+        parts["database"] = database.lacking
+    if not reader.connected:
+        parts["stream"] = "not connected to the broker"
+    return parts

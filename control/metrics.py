@@ -1,0 +1,99 @@
+"""Control's own metrics."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fleetpulse.stream.consumer import StreamReader
+from fleetpulse.stream.fleet_view import FleetView
+
+DURATION_BOUNDS_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+PoolStatistics = Callable[[], Mapping[str, int]]
+
+
+class HttpMetrics:
+    """Requests by route, never by path."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "fleetpulse_control_http_requests_total",
+            "Requests answered; status 499 is a client that went away first",
+            ("route", "method", "status"),
+            registry=registry,
+        )
+        self.duration_seconds = Histogram(
+            "fleetpulse_control_http_request_duration_seconds",
+            "Time from request to answer",
+            ("route",),
+            buckets=DURATION_BOUNDS_SECONDS,
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "fleetpulse_control_http_requests_in_flight", "Requests being answered", registry=registry
+        )
+
+
+class HeartbeatMetrics:
+    """What became of each message on the heartbeat topic."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.observed = Counter(
+            "fleetpulse_control_heartbeats_observed_total",
+            "Heartbeats read, by what they were: first, next, restart, duplicate",
+            ("observation",),
+            registry=registry,
+        )
+        self.refused = Counter(
+            "fleetpulse_control_heartbeats_refused_total",
+            "Messages that are no heartbeats, by reason",
+            ("reason",),
+            registry=registry,
+        )
+
+
+class StateCollector(Collector):
+    """The fleet, the stream and the database pool as they are at the moment of the scrape."""
+
+    def __init__(self, view: FleetView, reader: StreamReader, pool: PoolStatistics) -> None:
+        self._view = view
+        self._reader = reader
+        self._pool = pool
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by prometheus_client with every scrape."""
+        now = time.monotonic()
+        workers = GaugeMetricFamily("fleetpulse_control_workers", "Workers by state", labels=("state",))
+        for state, count in self._view.counts(now).items():
+            workers.add_metric((state,), count)
+        yield workers
+        yield GaugeMetricFamily(
+            "fleetpulse_control_mass_silence",
+            "1 while silence says more about the pipeline than about workers",
+            value=float(self._view.mass_silence(now).active),
+        )
+        yield GaugeMetricFamily(
+            "fleetpulse_control_stream_connected",
+            "1 while the heartbeat topic is followed",
+            value=float(self._reader.connected),
+        )
+        if self._reader.lag_records is not None:
+            yield GaugeMetricFamily(
+                "fleetpulse_control_stream_lag_records",
+                "Heartbeats not read yet at the last look",
+                value=float(self._reader.lag_records),
+            )
+        yield from self._pool_metrics()
+
+    def _pool_metrics(self) -> Iterable[Metric]:
+        statistics = self._pool()
+        for name, text in (
+            ("pool_size", "Database connections open or being opened"),
+            ("pool_available", "Database connections idle"),
+            ("requests_waiting", "Requests waiting for a database connection"),
+        ):
+            label = name if name.startswith("pool_") else f"pool_{name}"
+            yield GaugeMetricFamily(f"fleetpulse_control_database_{label}", text, value=float(statistics.get(name, 0)))

@@ -1,0 +1,137 @@
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import aiohttp
+import psycopg
+import pytest
+from prometheus_client import CollectorRegistry
+
+from control.api.application import Parts, application
+from control.database import Database
+from control.directory import Directory
+from control.main import run
+from control.metrics import StateCollector
+from fleetpulse.database import prepare
+from fleetpulse.http import serving
+from fleetpulse.local.ports import free_port
+from fleetpulse.settings import ControlSettings, DatabaseSettings, StreamSettings
+from fleetpulse.stream.consumer import StreamReader
+from fleetpulse.stream.fleet_view import FleetView
+from fleetpulse.stream.topics import HEARTBEATS
+
+WAIT_SECONDS = 30.0
+
+
+class Api:
+    """The endpoints on a port, without the loops that feed them."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession, parts: Parts) -> None:
+        self.url = url
+        self.session = session
+        self.parts = parts
+
+    async def get(self, path: str, status: int = 200, **query: Any) -> Any:
+        """The JSON body; the status must be the expected one."""
+        async with self.session.get(self.url + path, params=query) as answer:
+            body = await answer.json(content_type=None)
+            assert answer.status == status, body
+            return body
+
+
+Serve = Callable[..., Awaitable[Api]]
+
+
+@pytest.fixture
+def database_settings(database_url: str) -> DatabaseSettings:
+    return DatabaseSettings(url=database_url)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def sql(database_settings: DatabaseSettings) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """A connection to a prepared database."""
+    await prepare(database_settings)
+    url = database_settings.url.get_secret_value()
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def serve(database_settings: DatabaseSettings, sql: object) -> AsyncIterator[Serve]:
+    """Start the endpoints with given settings."""
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+
+        async def start(accept: bool = True, **settings: Any) -> Api:
+            control = ControlSettings(port=0, **settings)
+            database = await stack.enter_async_context(Database(control, database_settings))
+            if accept:
+                await database.probe(10.0)
+                database.accept()
+            stream = StreamSettings(bootstrap=f"127.0.0.1:{free_port()}")
+            reader = await stack.enter_async_context(StreamReader(stream, [HEARTBEATS.name], "test"))
+            parts = Parts(database, Directory(), FleetView(), reader)
+            registry = CollectorRegistry()
+            registry.register(StateCollector(parts.view, reader, database.statistics))
+            app = application(control, database_settings, parts, registry, dict)
+            port = await stack.enter_async_context(serving(app, "127.0.0.1", 0))
+            return Api(f"http://127.0.0.1:{port}", session, parts)
+
+        yield start
+
+
+@pytest.fixture
+async def api(serve: Serve) -> Api:
+    return await serve()
+
+
+class Service:
+    """The whole service while it runs."""
+
+    def __init__(self, port: int, session: aiohttp.ClientSession) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._session = session
+
+    async def get(self, path: str) -> tuple[int, Any, Any]:
+        """Status, body and headers."""
+        async with self._session.get(self.url + path) as answer:
+            return answer.status, await answer.json(content_type=None), answer.headers
+
+    async def until(self, path: str, condition: Callable[[int, Any], bool], seconds: float = WAIT_SECONDS) -> Any:
+        """Ask until the answer fits, and return its body."""
+        answer: Any = None
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    try:
+                        status, answer, _ = await self.get(path)
+                        if condition(status, answer):
+                            return answer
+                    except aiohttp.ClientConnectionError as error:
+                        answer = error
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            pytest.fail(f"{path} did not become as expected within {seconds} s; last: {answer!r}")
+
+
+@pytest.fixture
+def running() -> Callable[..., Any]:
+    """Run the service while a block runs."""
+
+    @asynccontextmanager
+    async def start(
+        database: DatabaseSettings, bootstrap: str | None = None, **settings: Any
+    ) -> AsyncIterator[Service]:
+        port, stop = free_port(), asyncio.Event()
+        stream = StreamSettings(bootstrap=bootstrap or f"127.0.0.1:{free_port()}", request_timeout_seconds=3.0)
+        control = asyncio.create_task(run(ControlSettings(port=port, **settings), stream, database, stop))
+        try:
+            async with aiohttp.ClientSession() as session:
+                yield Service(port, session)
+        finally:
+            stop.set()
+            async with asyncio.timeout(WAIT_SECONDS):
+                await control
+
+    return start
