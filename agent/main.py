@@ -10,89 +10,33 @@ import ipaddress
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 import aiohttp
 from prometheus_client import CollectorRegistry
 
-from agent import gpu_sources, http
-from agent.delivery import Lane
-from agent.encoder import Encoder
+from agent import gpu_sources, http, loops
 from agent.engines.registry import ADAPTERS
 from agent.engines.watch import EngineWatch
 from agent.exporter import Exporter
-from agent.heartbeats import HeartbeatMaker, load_of, status_of
+from agent.heartbeats import HeartbeatMaker
 from agent.identity import WorkerIdentity, identify
 from agent.lanes import open_lanes
+from agent.loops import Agent
 from agent.otlp import OtlpExport
-from agent.sampling import Sampler, own_measurements
-from agent.schedule import ticks
+from agent.sampling import Sampler
 from agent.signals import Signals
 from agent.system import SystemReader
-from agent.transport import KafkaTransport, Kind, Transport, http_transport
+from agent.transport import KafkaTransport, Transport, http_transport
 from fleetpulse.http import run_until_stopped, serving
 from fleetpulse.settings import AgentSettings, ServiceSettings, SettingsError, StreamSettings, load
-from fleetpulse.stream import heartbeat
-from fleetpulse.stream.heartbeat import WorkerStatus
 from fleetpulse.telemetry import RecentEvents, configure_logging, logger
 
 _log = logger(__name__)
 
-# The engine is asked this long before each heartbeat, so that its queue is told fresh; and CPU utilisation needs
-# some time to have passed before the first sample.
-ENGINE_LEAD_SECONDS: Final = 0.1
-FIRST_SAMPLE_SECONDS: Final = 0.5
-# Together with the driver's and the producer's own limits these end the agent within 5 s.
-MAKERS_END_SECONDS: Final = 0.5
-FLUSH_SECONDS: Final = 0.7
+# With the limits in agent.loops this ends the agent within 5 s.
 PRODUCER_END_SECONDS: Final = 2.0
-
-
-@dataclass(slots=True)
-class Agent:
-    """The parts that the loops share."""
-
-    settings: AgentSettings
-    sampler: Sampler
-    heartbeats: HeartbeatMaker
-    lanes: Mapping[Kind, Lane]
-    transport: Transport
-    signals: Signals
-    engine: EngineWatch | None
-    otlp: OtlpExport | None
-    encoder: Encoder = field(default_factory=Encoder)
-
-    def lacking(self) -> dict[str, str]:
-        """What keeps the agent from its work, for /readyz."""
-        parts = {}
-        if not self.transport.connected:
-            parts["stream"] = "not connected to the broker; messages are spooled"
-        if not self.sampler.latest.sampled:
-            parts["sample"] = "no sample taken yet"
-        return parts
-
-    def beat(self, status: WorkerStatus | None = None) -> None:
-        """Make one heartbeat of what is known now and hand it over."""
-        latest = self.sampler.latest
-        host = self.sampler.system.load()
-        message = self.heartbeats.make(
-            status or status_of(latest.engine, latest.engine_was_ready, latest.gpus),
-            latest.engine,
-            load_of(host, latest.gpus),
-        )
-        self.lanes["heartbeats"].submit(heartbeat.encode(message))
-        self.signals.heartbeats.inc()
-
-    async def sample(self) -> None:
-        """Take one sample and hand it over."""
-        spools = [lane.spool for lane in self.lanes.values()]
-        own = own_measurements(self.heartbeats.made, sum(s.size_bytes for s in spools), sum(s.dropped for s in spools))
-        message = await self.sampler.sample(own)
-        self.lanes["metrics"].submit(self.encoder.encode(message))
-        if self.otlp is not None:
-            self.otlp.submit(message)
 
 
 async def run(settings: AgentSettings, stream: StreamSettings, stop: asyncio.Event) -> None:
@@ -122,69 +66,10 @@ async def run(settings: AgentSettings, stream: StreamSettings, stop: asyncio.Eve
             "agent started",
             extra={"worker_id": identity.worker_id, "boot_id": identity.boot_id, "url": maker.agent_url},
         )
-        async with _delivering(agent):
-            await _make_until_stopped(agent, stop)
+        async with loops.delivering(agent):
+            await loops.make_until_stopped(agent, stop)
             agent.beat("draining")
     _log.info("agent stopped", extra={"worker_id": identity.worker_id})
-
-
-async def _make_until_stopped(agent: Agent, stop: asyncio.Event) -> None:
-    """Everything that makes messages. Any of these that fails ends the agent."""
-    async with asyncio.TaskGroup() as group:
-        makers = [
-            group.create_task(_beat(agent, stop), name="heartbeats"),
-            group.create_task(_sample(agent, stop), name="samples"),
-        ]
-        if agent.engine is not None:
-            makers.append(group.create_task(_poll(agent, agent.engine, stop), name="engine"))
-        await stop.wait()
-        await asyncio.wait(makers, timeout=MAKERS_END_SECONDS)
-        for maker in makers:
-            maker.cancel()
-
-
-async def _beat(agent: Agent, stop: asyncio.Event) -> None:
-    async for _ in ticks(agent.settings.heartbeat_interval_seconds, stop, ENGINE_LEAD_SECONDS):
-        agent.beat()
-
-
-async def _sample(agent: Agent, stop: asyncio.Event) -> None:
-    await agent.sampler.start()
-    async for _ in ticks(agent.settings.sample_interval_seconds, stop, FIRST_SAMPLE_SECONDS):
-        await agent.sample()
-
-
-async def _poll(agent: Agent, engine: EngineWatch, stop: asyncio.Event) -> None:
-    latest = agent.sampler.latest
-    async for _ in ticks(agent.settings.heartbeat_interval_seconds, stop):
-        latest.engine = await engine.poll()
-        latest.engine_was_ready |= latest.engine.state == "ready"
-        agent.signals.engine_polls.labels(latest.engine.state).inc()
-
-
-@contextlib.asynccontextmanager
-async def _delivering(agent: Agent) -> AsyncIterator[None]:
-    """Delivery outlives the makers, by FLUSH_SECONDS at most."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(lane.run(), name=f"lane-{kind}") for kind, lane in agent.lanes.items()]
-        if agent.otlp is not None:
-            tasks.append(group.create_task(agent.otlp.run(), name="otlp"))
-        try:
-            yield
-            await _flush(agent)
-        finally:
-            for task in tasks:
-                task.cancel()
-    if agent.otlp is not None:
-        await agent.otlp.stop()
-
-
-async def _flush(agent: Agent) -> None:
-    deadline = time.monotonic() + FLUSH_SECONDS
-    while agent.transport.connected and time.monotonic() < deadline:
-        if not any(lane.unsent for lane in agent.lanes.values()):
-            return
-        await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager
