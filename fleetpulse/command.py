@@ -173,10 +173,14 @@ def _simulate(asked: argparse.Namespace) -> int:
 
 
 def _migrate(_: argparse.Namespace) -> int:
-    from fleetpulse import database
+    from fleetpulse.database import DatabaseError, prepare
 
     _log()
-    database.prepare(load(DatabaseSettings))
+    try:
+        profile = asyncio.run(prepare(load(DatabaseSettings)))
+    except DatabaseError as error:
+        raise CommandError(str(error)) from error
+    print(f"the database is up to date (profile {profile})")
     return 0
 
 

@@ -11,11 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeVar
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400 * 3650)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+def _split(value: object) -> object:
+    """A list in the environment: its parts, without the spaces around them."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 class StreamSettings(BaseSettings):
@@ -77,7 +82,7 @@ class CollectorSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: Port = Field(8002, description="Port of /metrics, /healthz, /readyz and the HTTP door")
-    worker_tokens: Annotated[tuple[str, ...], NoDecode] = Field(
+    worker_tokens: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="SHA-256 digests (hex) of the tokens that open the HTTP door, comma-separated; none closes it"
     )
     batch_rows: int = Field(20_000, ge=1, le=1_000_000, description="Most rows written in one transaction, roughly")

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import psycopg
+from psycopg.sql import SQL, Identifier
+
 from fleetpulse.local.apache_kafka import ApacheKafka
 from fleetpulse.local.broker import EmbeddedBroker
 from fleetpulse.local.parts import Part, server_part, service_part
 from fleetpulse.local.ports import LOOPBACK, free_port, is_free
 from fleetpulse.local.postgres import EmbeddedPostgres
-from fleetpulse.local.processes import Child
+from fleetpulse.local.processes import Child, StartError
 from fleetpulse.local.state_file import Secrets, kept_port
 from fleetpulse.settings import AgentSettings, CollectorSettings, ControlSettings, LocalSettings
 
@@ -79,9 +82,10 @@ class Stack:
         self.ports = ports
         self.secrets = secrets
         self._postgres = EmbeddedPostgres(data_dir / "postgres", kept_port(data_dir, "postgres"))
-        broker = {"embedded": EmbeddedBroker, "apache": ApacheKafka}[settings.broker]
         # Each broker has a folder of its own: they cannot read one another's data.
-        self._broker = broker(data_dir / f"broker-{settings.broker}", kept_port(data_dir, "broker"))
+        folder, port = data_dir / f"broker-{settings.broker}", kept_port(data_dir, "broker")
+        self._broker: EmbeddedBroker | ApacheKafka
+        self._broker = ApacheKafka(folder, port) if settings.broker == "apache" else EmbeddedBroker(folder, port)
 
     @property
     def control_url(self) -> str:
@@ -91,6 +95,16 @@ class Stack:
     def servers(self) -> list[Part]:
         """Database and broker."""
         return [server_part("postgres", self._postgres), server_part("broker", self._broker)]
+
+    async def create_database(self) -> None:
+        """Make the database, which migrations need to be there. Raises StartError."""
+        try:
+            async with await psycopg.AsyncConnection.connect(self._postgres.url(), autocommit=True) as connection:
+                found = await connection.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,))
+                if await found.fetchone() is None:
+                    await connection.execute(SQL("CREATE DATABASE {}").format(Identifier(DATABASE)))
+        except psycopg.Error as error:
+            raise StartError(f"PostgreSQL does not make the database {DATABASE}: {error}") from error
 
     def services(self) -> list[Part]:
         """Collector and control."""

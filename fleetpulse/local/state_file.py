@@ -77,6 +77,11 @@ def write_state(data_dir: Path, state: Mapping[str, Any]) -> None:
     _write_private(data_dir / STATE_FILE, state)
 
 
+def has_state(data_dir: Path) -> bool:
+    """Whether there is a ``fleetpulse.json``."""
+    return (data_dir / STATE_FILE).exists()
+
+
 def remove_state(data_dir: Path) -> None:
     """Remove ``fleetpulse.json``: the stack is not up any more."""
     (data_dir / STATE_FILE).unlink(missing_ok=True)

@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from agent.exporter import Exporter, encode
+from agent.encoder import Encoder
+from agent.exporter import Exporter
 from agent.identity import WorkerIdentity
 from agent.instruments import Measurement
 
@@ -42,7 +43,7 @@ class Stencil:
             Measurement(measurement.instrument, measurement.attributes, mark)
             for measurement, mark in zip(measurements, marks, strict=True)
         ]
-        message = encode(exporter.build(marked, _TIME_MARK))
+        message = Encoder().encode(exporter.build(marked, _TIME_MARK))
         self.points = len(measurements) + 1
         self._lay_out(message, ids, [*marks, _INTEGER_MARK + len(measurements)])
 

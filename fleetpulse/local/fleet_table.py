@@ -1,0 +1,93 @@
+"""The fleet on a screen: control's ``/workers`` as a table, or as one line."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fleetpulse.local.state_file import STATE_FILE
+
+_STATE_STYLES: Final = {"alive": "green", "stale": "red", "never_seen": "yellow"}
+_NOTHING: Final = "-"
+
+
+def url_table(urls: Mapping[str, str], data_dir: str) -> Table:
+    """Where everything listens."""
+    table = Table(
+        title="fleetpulse is up", title_justify="left", caption=f"keys and process ids: {data_dir}/{STATE_FILE}"
+    )
+    table.add_column("part")
+    table.add_column("URL")
+    for name, url in urls.items():
+        table.add_row(name, url)
+    return table
+
+
+def fleet_table(answer: Mapping[str, Any]) -> RenderableType:
+    """The workers, and what is wrong with hearing them."""
+    table = Table(title=f"fleet: {_summary(answer)}", title_justify="left")
+    for heading in ("worker", "state", "status", "heard", "host"):
+        table.add_column(heading)
+    for heading in ("CPU", "memory", "GPUs", "GPU use", "GPU memory", "engine", "running", "waiting", "KV cache"):
+        table.add_column(heading, justify="right")
+    for worker in answer["workers"]:
+        table.add_row(*_row(worker))
+    return Group(table, *_warnings(answer))
+
+
+def fleet_line(answer: Mapping[str, Any]) -> str:
+    """The fleet for a log: how many are in which state, and each worker's load."""
+    loads = []
+    for worker in answer["workers"]:
+        load = worker["load"] or {}
+        told = [f"cpu {_percent(load.get('cpu_utilization_ratio'))}"]
+        if load.get("gpu_count"):
+            told.append(f"{load['gpu_count']} GPUs {_percent(load.get('gpu_utilization_ratio'))}")
+        loads.append(f"{worker['worker_id']} {worker['state']} {' '.join(told)}")
+    return " · ".join([f"fleet: {_summary(answer)}", *loads, *_warnings(answer)])
+
+
+def _summary(answer: Mapping[str, Any]) -> str:
+    states = {state: count for state, count in answer["summary"].items() if state != "workers"}
+    return ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in states.items())
+
+
+def _warnings(answer: Mapping[str, Any]) -> list[str]:
+    if answer["stream"]["connected"]:
+        return []
+    return ["control does not hear the stream: ages are of what was heard before"]
+
+
+def _row(worker: Mapping[str, Any]) -> list[RenderableType]:
+    load, engine = worker["load"] or {}, worker["engine"] or {}
+    style = _STATE_STYLES.get(worker["state"], "")
+    return [
+        worker["worker_id"],
+        Text(worker["state"].replace("_", " "), style),
+        worker["status"] or _NOTHING,
+        _ago(worker["heartbeat_age_seconds"]),
+        worker["host_name"] or _NOTHING,
+        _percent(load.get("cpu_utilization_ratio")),
+        _percent(load.get("memory_utilization_ratio")),
+        _number(load.get("gpu_count")),
+        _percent(load.get("gpu_utilization_ratio")),
+        _percent(load.get("gpu_memory_utilization_ratio")),
+        engine.get("state", _NOTHING),
+        _number(engine.get("requests_running")),
+        _number(engine.get("requests_waiting")),
+        _percent(engine.get("kv_cache_usage_ratio")),
+    ]
+
+
+def _ago(seconds: float | None) -> str:
+    return _NOTHING if seconds is None else f"{seconds:.1f} s ago"
+
+
+def _percent(ratio: float | None) -> str:
+    return _NOTHING if ratio is None else f"{ratio:.0%}"
+
+
+def _number(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:g}"
