@@ -154,6 +154,7 @@ def _up(asked: argparse.Namespace) -> int:
     from fleetpulse.local.processes import StartError
     from fleetpulse.local.up import up
 
+    _log()
     settings = load(LocalSettings, workers=asked.workers, data_dir=asked.data_dir, broker=asked.broker)
     try:
         return _serve(lambda stop: up(settings, stop))
@@ -187,4 +188,5 @@ def _migrate(_: argparse.Namespace) -> int:
 def _doctor(_: argparse.Namespace) -> int:
     from fleetpulse.local.doctor import doctor
 
+    _log()
     return asyncio.run(doctor())

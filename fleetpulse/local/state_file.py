@@ -87,6 +87,17 @@ def remove_state(data_dir: Path) -> None:
     (data_dir / STATE_FILE).unlink(missing_ok=True)
 
 
+def running_state(data_dir: Path) -> dict[str, Any]:
+    """``fleetpulse.json`` of a stack that is up; empty when none is."""
+    if not has_state(data_dir):
+        return {}
+    try:
+        with locked(data_dir):
+            return {}
+    except StartError:
+        return _read(data_dir / STATE_FILE)
+
+
 def leftover_pids(data_dir: Path) -> list[int]:
     """Processes of a stack that was killed rather than stopped; some may still be ending."""
     pids = _read(data_dir / STATE_FILE).get("pids")
