@@ -11,7 +11,8 @@ from aiokafka.errors import OffsetOutOfRangeError
 
 from collector.offsets import Claim
 from fleetpulse.settings import StreamSettings
-from fleetpulse.stream.consumer import Record, close_consumer, make_consumer, topic_partitions
+from fleetpulse.stream.client import stop_client
+from fleetpulse.stream.consumer import Record, make_consumer, topic_partitions
 
 PROBE_SECONDS: Final = 2.0
 
@@ -60,7 +61,7 @@ class Source:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
                 await consumer.start()
         except BaseException:
-            await close_consumer(consumer)
+            await stop_client(consumer)
             raise
         self._consumer = consumer
         self._advanced = self._probed = time.monotonic()
@@ -71,7 +72,7 @@ class Source:
         self._positions.clear()
         self._witnesses.clear()
         if consumer is not None:
-            await close_consumer(consumer)
+            await stop_client(consumer)
 
     async def partitions(self) -> list[TopicPartition]:
         """All partitions there are to read."""

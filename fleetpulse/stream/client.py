@@ -1,11 +1,45 @@
-"""How any client of ours reaches the brokers."""
+"""How any client of ours reaches the brokers, and leaves them."""
 
+import asyncio
 import ssl
-from typing import Any
+from typing import Any, Final, Protocol
 
 from aiokafka.helpers import create_ssl_context
 
 from fleetpulse.settings import StreamSettings
+from fleetpulse.telemetry import logger
+
+_log = logger(__name__)
+
+# A client's stop() flushes and says goodbye, and would wait for a broker that is gone.
+STOP_SECONDS: Final = 2.0
+
+
+class Stoppable(Protocol):
+    """An aiokafka producer or consumer."""
+
+    async def stop(self) -> None:
+        """Flush and disconnect."""
+
+
+async def stop_client(client: Stoppable) -> None:
+    """Stop a client whose broker may be gone, within STOP_SECONDS.
+
+    In a task of its own: aiokafka cancels its own tasks while stopping and at times lets that cancellation out, which
+    must not be taken for ours.
+    """
+    stopping = asyncio.create_task(client.stop(), name="kafka-stop")
+    try:
+        await asyncio.wait({stopping}, timeout=STOP_SECONDS)
+    finally:
+        stopping.cancel()
+    await asyncio.wait({stopping})
+    if stopping.cancelled() or stopping.exception() is not None:
+        problem = "cancelled" if stopping.cancelled() else repr(stopping.exception())
+        _log.debug("client did not stop cleanly", extra={"error": problem})
+        inner = getattr(client, "_client", None) or getattr(client, "client", None)
+        if inner is not None:
+            await inner.close()
 
 
 def connection_options(settings: StreamSettings, client_id: str) -> dict[str, Any]:

@@ -10,14 +10,13 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from fleetpulse.settings import StreamSettings
-from fleetpulse.stream.client import connection_options
+from fleetpulse.stream.client import connection_options, stop_client
 from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
 
 RECONNECT_SECONDS: Final = 0.5
 PROBE_SECONDS: Final = 2.0
-STOP_SECONDS: Final = 2.0
 POLL_MILLISECONDS: Final = 200
 # Of one partition in one fetch: large enough for a backlog, small enough for the memory of many partitions.
 PARTITION_FETCH_BYTES: Final = 4_194_304
@@ -38,15 +37,6 @@ def make_consumer(settings: StreamSettings, client_id: str) -> AIOKafkaConsumer:
         fetch_max_bytes=FETCH_BYTES,
         fetch_max_wait_ms=FETCH_WAIT_MILLISECONDS,
     )
-
-
-async def close_consumer(consumer: AIOKafkaConsumer) -> None:
-    """Stop a consumer whose broker may be gone."""
-    try:
-        async with asyncio.timeout(STOP_SECONDS):
-            await consumer.stop()
-    except (TimeoutError, KafkaError, OSError) as error:
-        _log.debug("consumer did not stop cleanly", extra={"error": repr(error)})
 
 
 async def topic_partitions(consumer: AIOKafkaConsumer, topics: Sequence[str]) -> list[TopicPartition]:
@@ -110,7 +100,7 @@ class StreamReader:
                 await consumer.start()
                 await self._assign(consumer, await topic_partitions(consumer, self._topics))
         except BaseException:
-            await close_consumer(consumer)
+            await stop_client(consumer)
             raise
         self._consumer = consumer
         self._answered = self._advanced = time.monotonic()
@@ -169,4 +159,4 @@ class StreamReader:
     async def _disconnect(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await close_consumer(consumer)
+            await stop_client(consumer)

@@ -9,15 +9,13 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from fleetpulse.settings import StreamSettings
-from fleetpulse.stream.client import connection_options
+from fleetpulse.stream.client import connection_options, stop_client
 from fleetpulse.stream.errors import NotDeliveredError
 from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
 
 RECONNECT_SECONDS: Final = 0.5
-# stop() flushes, and would wait for a broker that is gone.
-STOP_SECONDS: Final = 2.0
 # Small enough that a heartbeat is never held up noticeably, large enough that a burst travels as one request.
 LINGER_MILLISECONDS: Final = 5
 BATCH_BYTES: Final = 262_144
@@ -50,7 +48,7 @@ class StreamProducer:
         self._keeper = asyncio.create_task(self._keep_connected(), name=f"{self._client_id}-producer")
 
     async def stop(self) -> None:
-        """Flush for at most STOP_SECONDS and disconnect."""
+        """Flush, for a short while, and disconnect."""
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -129,7 +127,7 @@ class StreamProducer:
         try:
             await producer.start()
         except BaseException:
-            await _stop_quietly(producer)
+            await stop_client(producer)
             raise
         self._producer = producer
         self._ready.set()
@@ -138,13 +136,4 @@ class StreamProducer:
         self._ready.clear()
         producer, self._producer = self._producer, None
         if producer is not None:
-            await _stop_quietly(producer)
-
-
-async def _stop_quietly(producer: AIOKafkaProducer) -> None:
-    """Stop a producer whose broker may be gone; what it could not flush was never acknowledged."""
-    try:
-        async with asyncio.timeout(STOP_SECONDS):
-            await producer.stop()
-    except (TimeoutError, KafkaError, OSError) as error:
-        _log.debug("producer did not stop cleanly", extra={"error": repr(error)})
+            await stop_client(producer)

@@ -6,7 +6,7 @@ import time
 
 import psycopg
 
-from collector import offsets
+from collector import database_thread, offsets
 from collector.database_thread import DatabaseThread
 from collector.ownership import Ownership
 from collector.write import Writer, WriteSet
@@ -53,6 +53,8 @@ def no_fence() -> None:
             )
 
     offsets.advance = advance
+    # The server's own time limit on open transactions would hide the bug at times.
+    database_thread.IDLE_IN_TRANSACTION = "60s"
     # It also believes in its leases for ever, as a collector without a fence has to.
     offsets.renew = lambda *given: {claim.partition for claim in given[3]}
     Ownership._changed_since = lambda *given: {claim.partition for claim in given[1]}
