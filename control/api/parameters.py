@@ -136,4 +136,4 @@ def is_identity(text: str) -> bool:
 
 
 def _printable(name: str) -> str:
-    return name[:100].encode("ascii", "backslashreplace").decode()
+    return name[:100].encode("unicode_escape").decode()

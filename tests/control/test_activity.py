@@ -202,17 +202,19 @@ async def test_engine_counters_are_tokens_per_second_and_a_hit_ratio(sql: Connec
 
 
 @pytest.mark.parametrize("granularity", ["minute", "hour", "day"])
-async def test_coarse_rows_come_from_the_rollup_alone(
-    sql: Connection, api: Any, gpu: dict[str, int], granularity: str
-) -> None:
+async def test_coarse_rows_come_from_the_rollup_alone(database_url: str, serve: Any, granularity: str) -> None:
     gauge = {"sum": 6.0, "count": 12, "min": 0.25, "max": 1.0, "last": 0.75}
     table = f"gpu_samples_{LEVELS[granularity]}"  # type: ignore[index]
-    row = {"bucket": buckets(granularity, 1)[0], "sample_count": 12} | gpu
-    await put(sql, table, [row | {f"utilization_ratio_{part}": value for part, value in gauge.items()}])
-    # With every other level gone, only a statement that reads this one has an answer.
-    for other in ("gpu_samples", *(f"gpu_samples_{level}" for level in ("1m", "1h", "1d"))):
-        if other != table:
-            await sql.execute(f"DROP TABLE {other} CASCADE")  # type: ignore[arg-type]
+    row = {"bucket": buckets(granularity, 1)[0], "sample_count": 12}
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as sql:
+        worker = await add_worker(sql)
+        row |= {"worker_key": worker, "gpu_key": await add_gpu(sql, worker)}
+        await put(sql, table, [row | {f"utilization_ratio_{part}": value for part, value in gauge.items()}])
+        # With every other level gone, only a statement that reads this one has an answer.
+        for other in ("gpu_samples", *(f"gpu_samples_{level}" for level in ("1m", "1h", "1d"))):
+            if other != table:
+                await sql.execute(f"DROP TABLE {other} CASCADE")  # type: ignore[arg-type]
+    api = await serve(database_url)
     shown = (await api.get("/gpu/activity", granularity=granularity, window_s=200_000))["rows"]
     assert [
         [one["utilization_ratio"], *(one[f"utilization_ratio_{part}"] for part in ("min", "max", "last"))]
@@ -306,16 +308,16 @@ async def test_rows_can_be_asked_for_by_instance_and_worker(
 
 
 async def test_of_too_many_rows_the_newest_are_shown_and_the_answer_says_so(
-    sql: Connection, serve: Any, gpu: dict[str, int]
+    sql: Connection, serve: Any, shared_database_url: str, gpu: dict[str, int]
 ) -> None:
     rows = [{"time": ago(100 - n), "energy_joules_total": 10.0 * n} | gpu for n in range(10)]
     await put(sql, "gpu_samples", rows)
-    shown = await (await serve(rows_per_response=4)).get("/gpu/activity")
+    shown = await (await serve(shared_database_url, rows_per_response=4)).get("/gpu/activity")
     assert shown["truncated"] is True
     times = [datetime.fromisoformat(row["time"]) for row in shown["rows"]]
     assert times == [row["time"] for row in rows[-4:]]
     assert [row["average_power_watts"] for row in shown["rows"]] == [pytest.approx(10, rel=0.01)] * 4
-    assert not (await (await serve(rows_per_response=10)).get("/gpu/activity"))["truncated"]
+    assert not (await (await serve(shared_database_url, rows_per_response=10)).get("/gpu/activity"))["truncated"]
 
 
 @pytest.mark.parametrize(
@@ -328,8 +330,10 @@ async def test_the_granularity_follows_the_window_where_none_is_asked_for(
     assert (await api.get("/system/activity", window_s=window))["granularity"] == granularity
 
 
-async def test_a_query_that_takes_too_long_is_ended_and_says_what_to_do(sql: Connection, serve: Any) -> None:
-    slow = await serve(query_timeout_seconds=0.2)
+async def test_a_query_that_takes_too_long_is_ended_and_says_what_to_do(
+    sql: Connection, serve: Any, shared_database_url: str
+) -> None:
+    slow = await serve(shared_database_url, query_timeout_seconds=0.2)
     async with sql.transaction():
         await sql.execute("LOCK TABLE gpu_samples IN ACCESS EXCLUSIVE MODE")
         problem = await slow.get("/gpu/activity", status=503)

@@ -1,0 +1,92 @@
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from fleetpulse.local.ports import free_port
+from fleetpulse.local.postgres import EmbeddedPostgres
+from fleetpulse.settings import DatabaseSettings
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedPostgres]:
+    """A database server to stop, kill and freeze; not started."""
+    folder = Path(tempfile.mkdtemp(prefix="fleetpulse-test-"))
+    server = EmbeddedPostgres(folder / "postgres", free_port(), {"fsync": "off"})
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder)
+
+
+def is_ready(status: int, body: Any) -> bool:
+    return "database" not in body.get("missing", {})
+
+
+def is_unready(status: int, body: Any) -> bool:
+    return status == 503 and "database" in body["missing"]
+
+
+async def answers(service: Any) -> Any:
+    return await service.until("/system/activity", lambda status, _: status == 200)
+
+
+async def test_without_the_database_control_serves_and_says_so_and_prepares_it_when_it_comes(
+    server: EmbeddedPostgres, running: Any
+) -> None:
+    server.start()
+    settings = DatabaseSettings(url=server.url(), connect_timeout_seconds=2)
+    server.stop()
+    async with running(settings) as service:
+        await service.until("/readyz", is_unready)
+        assert (await service.get("/healthz"))[0] == 200
+        status, problem, headers = await service.get("/gpu/activity")
+        assert (status, headers["Retry-After"]) == (503, "2")
+        assert "database" in problem["detail"]
+        assert "password" not in str(problem).lower()
+        assert (await service.get("/workers"))[0] == 200
+        await asyncio.to_thread(server.start)
+        await service.until("/readyz", is_ready)
+        assert (await answers(service))["rows"] == []
+
+
+@pytest.mark.parametrize("outage", ["stop", "kill", "freeze"])
+async def test_control_outlives_an_outage_of_the_database(server: EmbeddedPostgres, running: Any, outage: str) -> None:
+    server.start()
+    async with running(DatabaseSettings(url=server.url(), connect_timeout_seconds=2)) as service:
+        await answers(service)
+        await asyncio.to_thread(getattr(server, outage))
+        await service.until("/readyz", is_unready)
+        async with asyncio.timeout(2):
+            status, problem, _ = await service.get("/system/activity")
+        assert (status, problem["status"]) == (503, 503)
+        await asyncio.to_thread(server.thaw if outage == "freeze" else server.start)
+        await service.until("/readyz", is_ready)
+        await answers(service)
+
+
+async def test_the_database_may_be_restarted_between_two_queries(server: EmbeddedPostgres, running: Any) -> None:
+    server.start()
+    async with running(DatabaseSettings(url=server.url())) as service:
+        await answers(service)
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'fleetpulse-control'"
+            )
+        assert (await service.get("/system/activity"))[0] == 200
+
+
+async def test_without_a_broker_control_serves_and_says_so(database_settings: DatabaseSettings, running: Any) -> None:
+    async with running(database_settings) as service:
+        body = await service.until("/readyz", lambda _, body: set(body.get("missing", {})) == {"stream"})
+        assert body["status"] == "unready"
+        await answers(service)
+        fleet = (await service.get("/workers"))[1]
+        assert fleet["stream"] == {"connected": False, "joined_for_seconds": None, "lag_records": None}
+        assert fleet["mass_silence"]["reason"] == "not_following"
