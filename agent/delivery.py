@@ -45,6 +45,7 @@ class Lane:
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _told: bool = False
     _synced_at: float = 0.0
+    _dropped: int = 0  # of the spool's, how many the signal has
 
     def submit(self, value: bytes) -> None:
         """Take a message. Returns at once, whatever the state of the way out."""
@@ -66,6 +67,7 @@ class Lane:
                 failures = 0
                 continue
             self._spill()
+            await self._sync()
             failures += 1
             shortest, longest = RETRY_SECONDS
             await asyncio.sleep(min(longest, shortest * 2 ** min(failures, 8)) * random.uniform(0.5, 1.0))
@@ -163,4 +165,5 @@ class Lane:
     def _report(self) -> None:
         self.signals.spool_bytes.labels(self.kind).set(self.spool.size_bytes)
         self.signals.spool_messages.labels(self.kind).set(self.spool.messages)
-        self.signals.spool_dropped.labels(self.kind).set(self.spool.dropped)
+        self.signals.spool_dropped.labels(self.kind).inc(self.spool.dropped - self._dropped)
+        self._dropped = self.spool.dropped

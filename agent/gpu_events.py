@@ -36,7 +36,9 @@ class XidEvents:
             self._register(hw_id, handle)
 
     def start(self) -> None:
-        """Begin to wait."""
+        """Begin to wait, if any device reports events."""
+        if not self._counts:
+            return
         self._thread = threading.Thread(target=self._wait_until_stopped, name="agent-xid", daemon=True)
         self._thread.start()
 

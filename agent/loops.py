@@ -55,11 +55,10 @@ class Agent:
     def beat(self, status: WorkerStatus | None = None) -> None:
         """Make one heartbeat of what is known now and hand it over."""
         latest = self.sampler.latest
-        host = self.sampler.system.load()
         message = self.heartbeats.make(
             status or status_of(latest.engine, latest.engine_was_ready, latest.gpus),
             latest.engine,
-            load_of(host, latest.gpus),
+            load_of(self.sampler.host_load(), latest.gpus),
         )
         self.lanes["heartbeats"].submit(heartbeat.encode(message))
         self.signals.heartbeats.inc()

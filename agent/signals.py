@@ -34,9 +34,11 @@ class Signals:
         self.otlp_failures = counter("otlp_failures_total", "Samples that the extra OTLP endpoint did not take")
         self.spool_bytes = gauge("spool_bytes", "Size of the spool", ("kind",))
         self.spool_messages = gauge("spool_messages", "Messages in the spool", ("kind",))
-        self.spool_dropped = gauge("spool_dropped_messages", "Messages lost since the agent's start", ("kind",))
+        self.spool_dropped = counter(
+            "spool_dropped_total", "Messages lost: spool full, or no disk to take them", ("kind",)
+        )
         for kind in KINDS:
-            for series in (self.sent, self.failed, self.refused, self.delivery_seconds):
+            for series in (self.sent, self.failed, self.refused, self.spool_dropped, self.delivery_seconds):
                 series.labels(kind)
-            for level in (self.spool_bytes, self.spool_messages, self.spool_dropped):
+            for level in (self.spool_bytes, self.spool_messages):
                 level.labels(kind)

@@ -23,6 +23,8 @@ PAGE_BYTES: Final = 8_388_608
 MODELS_EVERY_SECONDS: Final = 10.0
 # A heartbeat holds this many.
 MODELS_MOST: Final = 256
+# More would make a sample too large for a broker.
+READINGS_MOST: Final = 256
 
 
 class EngineUnreadableError(Exception):
@@ -120,7 +122,7 @@ class EngineWatch:
             self._models_at = time.monotonic()
         if not self._models:
             raise EngineUnreadableError("the engine lists no model yet", starting=True)
-        readings = self.adapter.read(page, self._models)
+        readings = self.adapter.read(page, self._models)[:READINGS_MOST]
         self._note_missing(page, readings)
         return self._snapshot("ready", readings)
 

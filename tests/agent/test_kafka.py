@@ -62,9 +62,15 @@ async def received(broker: EmbeddedBroker, topic: str, enough: Callable[[list], 
     return found
 
 
-async def test_what_was_made_before_the_broker_came_arrives_first(tmp_path: Path, broker: EmbeddedBroker) -> None:
+def spooled(tmp_path: Path) -> int:
+    return sum(path.stat().st_size for path in tmp_path.rglob("*.segment"))
+
+
+async def test_what_was_made_before_the_broker_came_arrives_first(
+    tmp_path: Path, broker: EmbeddedBroker, eventually: Eventually
+) -> None:
     async with running(tmp_path, broker):
-        await asyncio.sleep(3)
+        await eventually(lambda: spooled(tmp_path) > 50_000)
         await asyncio.to_thread(broker.start)
         beats = await received(broker, topics.HEARTBEATS.name, lambda found: len(found) >= 40)
         samples = await received(broker, topics.METRICS.name, lambda found: len(found) >= 15)
@@ -75,12 +81,14 @@ async def test_what_was_made_before_the_broker_came_arrives_first(tmp_path: Path
     assert list(dict.fromkeys(sequences))[:40] == list(range(1, 41))
 
 
-async def test_a_broker_that_went_away_and_came_back_misses_nothing(tmp_path: Path, broker: EmbeddedBroker) -> None:
+async def test_a_broker_that_went_away_and_came_back_misses_nothing(
+    tmp_path: Path, broker: EmbeddedBroker, eventually: Eventually
+) -> None:
     await asyncio.to_thread(broker.start)
     async with running(tmp_path, broker):
         await received(broker, topics.HEARTBEATS.name, lambda found: len(found) >= 5)
         await asyncio.to_thread(broker.stop)
-        await asyncio.sleep(3)
+        await eventually(lambda: spooled(tmp_path) > 20_000)
         await asyncio.to_thread(broker.start)
 
         def enough(found: list) -> bool:
