@@ -62,19 +62,17 @@ def add_partitions(connection: psycopg.Connection[Any], partitions: Iterable[Top
     )
 
 
-def take(
-    connection: psycopg.Connection[Any], owner: str, lease_seconds: float, topics: Sequence[str], most: int
-) -> list[Claim]:
-    """Take at most ``most`` free partitions. The epoch is bumped by the statement that reads the offset: read first,
-    and a late commit of the last owner could slip between."""
+def take(connection: psycopg.Connection[Any], owner: str, lease_seconds: float, topic: str, most: int) -> list[Claim]:
+    """Take at most ``most`` free partitions of a topic. The epoch is bumped by the statement that reads the offset:
+    were it read first, a late commit of the last owner could slip between."""
     rows = connection.execute(
-        "WITH free AS (SELECT topic, partition FROM ingest_offsets WHERE topic = ANY(%s)"
+        "WITH free AS (SELECT topic, partition FROM ingest_offsets WHERE topic = %s"
         " AND (owner IS NULL OR lease_until < now()) ORDER BY topic, partition LIMIT %s FOR UPDATE SKIP LOCKED)"
         " UPDATE ingest_offsets o SET owner = %s, epoch = o.epoch + 1, updated_at = now(),"
         " lease_until = clock_timestamp() + make_interval(secs => %s)"
         " FROM free WHERE (o.topic, o.partition) = (free.topic, free.partition)"
         " RETURNING o.topic, o.partition, o.epoch, o.next_offset, o.topic_id",
-        (list(topics), max(0, most), owner, lease_seconds),
+        (topic, max(0, most), owner, lease_seconds),
     ).fetchall()
     return [Claim(TopicPartition(row[0], row[1]), row[2], row[3], row[4]) for row in rows]
 

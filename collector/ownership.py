@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any
 
@@ -58,20 +59,23 @@ class Ownership:
             del self.claims[partition]
         self._lost.clear()
         collectors = await self._database.run(self._register, partitions)
-        share = -(-len(partitions) // max(1, collectors))
-        if len(self.claims) > share:
-            await settle()
-            surplus = [self.claims.pop(each) for each in sorted(self.claims)[share:]]
-            await self._database.run(offsets.release, self._owner, surplus)
-            changed = True
-        elif len(self.claims) < share:
-            topics = sorted({partition.topic for partition in partitions})
-            taken = await self._database.run(
-                offsets.take, self._owner, self._lease_seconds, topics, share - len(self.claims)
-            )
-            self.claims |= {claim.partition: claim for claim in taken}
-            changed = changed or bool(taken)
+        for topic, count in sorted(Counter(partition.topic for partition in partitions).items()):
+            changed |= await self._balance_topic(topic, -(-count // max(1, collectors)), settle)
         return changed
+
+    async def _balance_topic(self, topic: str, share: int, settle: Callable[[], Awaitable[None]]) -> bool:
+        """Topic by topic, because topics differ in load and a collector should have its part of each."""
+        mine = sorted(partition for partition in self.claims if partition.topic == topic)
+        if len(mine) > share:
+            await settle()
+            surplus = [self.claims.pop(partition) for partition in mine[share:]]
+            await self._database.run(offsets.release, self._owner, surplus)
+            return True
+        if len(mine) < share:
+            taken = await self._database.run(offsets.take, self._owner, self._lease_seconds, topic, share - len(mine))
+            self.claims |= {claim.partition: claim for claim in taken}
+            return bool(taken)
+        return False
 
     def _register(self, connection: psycopg.Connection[Any], partitions: Collection[TopicPartition]) -> int:
         offsets.add_partitions(connection, partitions)
