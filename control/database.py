@@ -35,11 +35,15 @@ class QueryTimeoutError(UnavailableError):
 
 
 class Database:
-    """A pool of read-only connections. ``lacking`` says why queries are refused at once, or None."""
+    """A pool of read-only connections.
+
+    ``lacking`` says why there are no answers now, or is None; queries then fail at once, those under way too.
+    """
 
     def __init__(self, settings: ControlSettings, database: DatabaseSettings) -> None:
         self._timeout_seconds = settings.query_timeout_seconds
         self.lacking: str | None = "not connected yet"
+        self._refusing = asyncio.Event()
         self._abandoned: set[asyncio.Task[list[Row]]] = set()
         self._pool: AsyncConnectionPool[AsyncConnection[Row]] = AsyncConnectionPool(
             database.url.get_secret_value(),
@@ -80,39 +84,45 @@ class Database:
     async def rows(self, statement: LiteralString | Composed, parameters: Parameters | None = None) -> list[Row]:
         """All rows of a query. Raises UnavailableError."""
         if self.lacking is not None:
-            raise UnavailableError(f"the database cannot be used now: {self.lacking}")
-        return await self._answer(statement, parameters, self._timeout_seconds + GRACE_SECONDS)
-
-    async def probe(self, timeout_seconds: float) -> None:
-        """Find out whether queries are answered. Raises UnavailableError."""
-        await self._answer("SELECT 1", None, timeout_seconds)
+            raise self._refusal()
+        return await self._answer(statement, parameters)
 
     def accept(self) -> None:
         """Let queries through."""
         if self.lacking is not None:
             _log.info("database usable")
         self.lacking = None
+        self._refusing.clear()
 
     def refuse(self, reason: str) -> None:
         """Let queries fail at once, with this reason."""
         if self.lacking != reason:
             _log.warning("database unavailable", extra={"reason": reason})
         self.lacking = reason
+        self._refusing.set()
 
-    async def _answer(
-        self, statement: LiteralString | Composed, parameters: Parameters | None, timeout_seconds: float
-    ) -> list[Row]:
-        """Wait no longer than this: cancelling a query on a frozen server takes psycopg another ten seconds."""
+    async def _answer(self, statement: LiteralString | Composed, parameters: Parameters | None) -> list[Row]:
+        """Wait no longer than allowed: cancelling a query on a frozen server takes psycopg another ten seconds."""
         query = asyncio.create_task(self._query(statement, parameters))
+        refusing = asyncio.create_task(self._refusing.wait())
         try:
-            done, _ = await asyncio.wait({query}, timeout=timeout_seconds)
-        except asyncio.CancelledError:
-            self._abandon(query)
-            raise
-        if not done:
-            self._abandon(query)
-            raise UnavailableError(f"no answer within {timeout_seconds:g} s")
-        return query.result()
+            await asyncio.wait(
+                {query, refusing},
+                timeout=self._timeout_seconds + GRACE_SECONDS,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            refusing.cancel()
+            if not query.done():
+                self._abandon(query)
+        if query.done():
+            return query.result()
+        if self.lacking is not None:
+            raise self._refusal()
+        raise UnavailableError(f"the database did not answer within {self._timeout_seconds:g} s")
+
+    def _refusal(self) -> UnavailableError:
+        return UnavailableError(f"the database cannot be used now: {self.lacking}")
 
     def _abandon(self, query: asyncio.Task[list[Row]]) -> None:
         query.cancel()
@@ -137,9 +147,9 @@ class Database:
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
             raise UnavailableError("the database lacks our tables: run fleetpulse migrate") from error
         except (PoolTimeout, PoolClosed, TooManyRequests) as error:
-            raise UnavailableError("no connection") from error
+            raise UnavailableError("all database connections are busy") from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            raise UnavailableError(f"connection failed ({type(error).__name__})") from error
+            raise UnavailableError(f"the connection to the database failed ({type(error).__name__})") from error
 
     async def _configure(self, connection: AsyncConnection[Row]) -> None:
         milliseconds = str(round(self._timeout_seconds * 1000))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from control.database import Database, QueryTimeoutError, UnavailableError
+from control.database import Database, UnavailableError
+from control.probe import Probe
 from fleetpulse.database import DatabaseError, prepare
 from fleetpulse.settings import DatabaseSettings, SettingsError
 from fleetpulse.stream.fleet_view import FleetView
@@ -15,7 +16,6 @@ from fleetpulse.telemetry import logger
 _log = logger(__name__)
 
 PROBE_SECONDS: Final = 1.0
-PROBE_TIMEOUT_SECONDS: Final = 2.0
 REFRESH_SECONDS: Final = 30.0
 
 # The newest instance of each worker, and how long ago its last message was stored. A worker that sends metrics but no
@@ -68,19 +68,28 @@ class Directory:
 
 async def keep(settings: DatabaseSettings, database: Database, directory: Directory, view: FleetView) -> None:
     """Prepare the schema once the database is there, then watch that it answers, until cancelled."""
-    prepared, refreshed = False, float("-inf")
-    while True:
-        try:
-            await database.probe(PROBE_TIMEOUT_SECONDS)
-            if not prepared:
-                await prepare(settings)
-                prepared = True
-            database.accept()
-            if time.monotonic() - refreshed >= REFRESH_SECONDS:
-                await directory.refresh(database, view)
-                refreshed = time.monotonic()
-        except QueryTimeoutError as error:
-            _log.warning("workers not read from the database", extra={"reason": str(error)})
-        except (UnavailableError, DatabaseError, SettingsError) as error:
-            database.refuse(str(error))
-        await asyncio.sleep(PROBE_SECONDS)
+    prepared, read_at = False, float("-inf")
+    async with Probe(settings) as probe:
+        while True:
+            try:
+                await probe.ask()
+                if not prepared:
+                    await prepare(settings)
+                    prepared = True
+                database.accept()
+            except (UnavailableError, DatabaseError, SettingsError) as error:
+                database.refuse(str(error))
+            else:
+                if time.monotonic() - read_at >= REFRESH_SECONDS and await _read(directory, database, view):
+                    read_at = time.monotonic()
+            await asyncio.sleep(PROBE_SECONDS)
+
+
+async def _read(directory: Directory, database: Database, view: FleetView) -> bool:
+    """Whether the directory is up to date. A busy pool or a slow query is no outage."""
+    try:
+        await directory.refresh(database, view)
+    except UnavailableError as error:
+        _log.warning("workers not read from the database", extra={"reason": str(error)})
+        return False
+    return True

@@ -81,7 +81,6 @@ async def serve() -> AsyncIterator[Serve]:
             database_settings = DatabaseSettings(url=SecretStr(url))
             database = await stack.enter_async_context(Database(control, database_settings))
             if database_url is not None:
-                await database.probe(10.0)
                 database.accept()
             stream = StreamSettings(bootstrap=nowhere)
             reader = await stack.enter_async_context(StreamReader(stream, [HEARTBEATS.name], "test"))
