@@ -119,8 +119,8 @@ def measures_page() -> str:
     suffixes = ", ".join(f"`{suffix}`" for suffix in ROLLUP_SUFFIXES)
     lines = [
         _MEASURES_INTRODUCTION,
-        f"- Each table has rollups ({suffixes}) with a `bucket`, the key columns and `sample_count`. For a gauge they hold",
-        f"  {_rollup_parts('gauge')}; for a counter {_rollup_parts('counter')}.",
+        f"- Each table has rollups ({suffixes}) with a `bucket`, the key columns and `sample_count`. Of a gauge they",
+        f"  hold {_rollup_parts('gauge')}; of a counter {_rollup_parts('counter')}.",
     ]
     for table in TABLES:
         lines += ["", f"## {table.name}", "", f"One row is {table.subject}{_told_apart(table)}.", ""]
