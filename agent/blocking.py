@@ -41,7 +41,7 @@ class BlockingThread:
         future: Future[Result] = Future()
         self._running = future
         self._calls.put((future, function))
-        done, _ = await asyncio.wait({asyncio.wrap_future(future)}, timeout=timeout_seconds)
+        done, _ = await asyncio.wait({_waitable(future)}, timeout=timeout_seconds)
         if not done:
             raise TimeoutError(f"{self._name} took longer than {timeout_seconds:g} s")
         return future.result()
@@ -51,7 +51,7 @@ class BlockingThread:
         if self._thread is None:
             return
         if self._running is not None and not self._running.done():
-            await asyncio.wait({asyncio.wrap_future(self._running)}, timeout=timeout_seconds)
+            await asyncio.wait({_waitable(self._running)}, timeout=timeout_seconds)
         self._calls.put(None)
         self._thread = None
 
@@ -62,3 +62,10 @@ class BlockingThread:
                 future.set_result(function())
             except BaseException as error:  # noqa: BLE001 - handed to the caller, whoever it is
                 future.set_exception(error)
+
+
+def _waitable(future: Future[Any]) -> asyncio.Future[Any]:
+    """For the event loop to wait on. Its exception is looked at here, or asyncio would report it as overlooked."""
+    waitable = asyncio.wrap_future(future)
+    waitable.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return waitable

@@ -20,6 +20,8 @@ from fleetpulse.settings import AgentSettings
 from fleetpulse.stream import heartbeat
 from fleetpulse.stream.heartbeat import WorkerStatus
 
+# By then everything has run once that goes on running.
+SETTLED_SAMPLES: Final = 2
 # The engine is asked this long before each heartbeat, so that its queue is told fresh; and CPU utilisation needs
 # some time to have passed before the first sample.
 ENGINE_LEAD_SECONDS: Final = 0.1
@@ -97,6 +99,8 @@ async def _sample(agent: Agent, stop: asyncio.Event) -> None:
     await agent.sampler.start()
     async for _ in ticks(agent.settings.sample_interval_seconds, stop, FIRST_SAMPLE_SECONDS):
         await agent.sample()
+        if agent.sampler.exporter.exported == SETTLED_SAMPLES:
+            await agent.sampler.settle()
 
 
 async def _poll(agent: Agent, engine: EngineWatch, stop: asyncio.Event) -> None:

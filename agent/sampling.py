@@ -12,6 +12,7 @@ from agent.blocking import BlockingThread, StillBusyError
 from agent.engines import measurements as engine_measurements
 from agent.engines.watch import ABSENT, EngineSnapshot
 from agent.exporter import Exporter
+from agent.footprint import release_start_memory
 from agent.gpu_reading import GpuReading, GpuSource
 from agent.instruments import Measurement
 from agent.signals import Signals
@@ -62,6 +63,10 @@ class Sampler:
     async def start(self) -> None:
         """Open the GPUs' driver, which may take seconds."""
         await self._read("gpu", self.gpu_thread, self.gpus.start, None, START_SECONDS)
+
+    async def settle(self) -> None:
+        """Give back the memory that only the start needed."""
+        await self._read("memory", self.system_thread, release_start_memory, 0)
 
     async def stop(self) -> None:
         """Let go of the driver and of the threads."""

@@ -1,6 +1,7 @@
 """A source that hangs or fails costs its own readings and nothing else."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -88,6 +89,24 @@ async def test_a_blocking_call_brings_back_results_and_errors() -> None:
     with pytest.raises(ZeroDivisionError):
         await thread.call(lambda: 1 / 0, 1)
     await thread.stop(1)
+
+
+async def test_an_error_that_comes_too_late_is_not_reported_as_overlooked(eventually: Callable) -> None:
+    thread, free, told = BlockingThread("test"), threading.Event(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+    def fail() -> None:
+        free.wait()
+        raise ZeroDivisionError
+
+    with pytest.raises(TimeoutError):
+        await thread.call(fail, 0.01)
+    free.set()
+    await eventually(lambda: thread._running.done())
+    await thread.stop(1)
+    thread._running = None
+    gc.collect()
+    assert told == []
 
 
 async def test_a_busy_thread_says_so() -> None:
