@@ -45,7 +45,7 @@ async def run(
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(settings, database_settings))
         reader = await stack.enter_async_context(StreamReader(stream, [HEARTBEATS.name], CLIENT_ID))
-        registry.register(StateCollector(view, reader, database.statistics))
+        registry.register(StateCollector(view, reader, database))
         app = application(
             settings,
             database_settings,

@@ -1,18 +1,18 @@
 """Control's own metrics."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from control.database import Database
 from fleetpulse.stream.consumer import StreamReader
 from fleetpulse.stream.fleet_view import FleetView
 
 DURATION_BOUNDS_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-PoolStatistics = Callable[[], Mapping[str, int]]
 
 
 class HttpMetrics:
@@ -58,10 +58,10 @@ class HeartbeatMetrics:
 class StateCollector(Collector):
     """The fleet, the stream and the database pool as they are at the moment of the scrape."""
 
-    def __init__(self, view: FleetView, reader: StreamReader, pool: PoolStatistics) -> None:
+    def __init__(self, view: FleetView, reader: StreamReader, database: Database) -> None:
         self._view = view
         self._reader = reader
-        self._pool = pool
+        self._database = database
 
     def collect(self) -> Iterable[Metric]:
         """Called by prometheus_client with every scrape."""
@@ -86,10 +86,15 @@ class StateCollector(Collector):
                 "Heartbeats not read yet at the last look",
                 value=float(self._reader.lag_records),
             )
-        yield from self._pool_metrics()
+        yield from self._database_metrics()
 
-    def _pool_metrics(self) -> Iterable[Metric]:
-        statistics = self._pool()
+    def _database_metrics(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily(
+            "fleetpulse_control_database_usable",
+            "1 while queries are let through",
+            value=float(self._database.lacking is None),
+        )
+        statistics = self._database.statistics()
         for name, text in (
             ("pool_size", "Database connections open or being opened"),
             ("pool_available", "Database connections idle"),

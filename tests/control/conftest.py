@@ -14,7 +14,7 @@ from control.api.application import Parts, application
 from control.database import Database
 from control.directory import Directory
 from control.main import run
-from control.metrics import StateCollector
+from control.metrics import HeartbeatMetrics, StateCollector
 from fleetpulse.http import serving
 from fleetpulse.local.ports import free_port
 from fleetpulse.local.postgres import EmbeddedPostgres
@@ -86,7 +86,8 @@ async def serve() -> AsyncIterator[Serve]:
             reader = await stack.enter_async_context(StreamReader(stream, [HEARTBEATS.name], "test"))
             parts = Parts(database, Directory(), FleetView(), reader)
             registry = CollectorRegistry()
-            registry.register(StateCollector(parts.view, reader, database.statistics))
+            HeartbeatMetrics(registry)
+            registry.register(StateCollector(parts.view, reader, database))
             app = application(control, database_settings, parts, registry, dict)
             port = await stack.enter_async_context(serving(app, "127.0.0.1", 0))
             return Api(f"http://127.0.0.1:{port}", session, parts)
