@@ -43,9 +43,10 @@ def main(given: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         return _say(str(error), WRONG_SETTINGS)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in _OURS:
+        module = (error.name or "").partition(".")[0]
+        if module in ("", *_OURS):
             raise
-        return _say(f"{error.name} is not installed: pip install 'fleetpulse[{asked.extra}]'", FAILED)
+        return _say(f"{module} is not installed: pip install 'fleetpulse[{asked.extra}]'", FAILED)
     except CommandError as error:
         return _say(str(error), FAILED)
     except OSError as error:
