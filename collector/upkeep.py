@@ -6,6 +6,7 @@ TimescaleDB does both by its own policies. Any number of collectors may try; the
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 import psycopg
@@ -40,22 +41,24 @@ async def keep_up(settings: CollectorSettings, database: DatabaseSettings, metri
 async def _repeat(
     name: str, interval_seconds: float, work: Pass, database: DatabaseSettings, metrics: CollectorMetrics
 ) -> None:
-    connection: Connection | None = None
     failing = False
-    while True:
-        started = time.monotonic()
-        try:
-            if connection is None or connection.closed:
-                connection = await connect(database, f"fleetpulse-collector-{name}")
-            await work(connection)
-            metrics.upkeep_seconds.labels(name).observe(time.monotonic() - started)
-            metrics.upkeep_success.labels(name).set(time.time())
-            failing = False
-        except (psycopg.Error, DatabaseError) as error:
-            metrics.upkeep_failures.labels(name).inc()
-            if not failing:
-                _log.warning("upkeep failed, trying again", extra={"work": name, "error": str(error).strip()})
-            failing = True
-            if connection is not None:
-                await connection.close()
-        await asyncio.sleep(max(0.0, interval_seconds - (time.monotonic() - started)))
+    async with AsyncExitStack() as open_connections:
+        connection: Connection | None = None
+        while True:
+            started = time.monotonic()
+            try:
+                if connection is None or connection.closed:
+                    connection = await connect(database, f"fleetpulse-collector-{name}")
+                    await open_connections.enter_async_context(connection)
+                await work(connection)
+                metrics.upkeep_seconds.labels(name).observe(time.monotonic() - started)
+                metrics.upkeep_success.labels(name).set(time.time())
+                failing = False
+            except (psycopg.Error, DatabaseError) as error:
+                metrics.upkeep_failures.labels(name).inc()
+                if not failing:
+                    _log.warning("upkeep failed, trying again", extra={"work": name, "error": str(error).strip()})
+                failing = True
+                connection = None
+                await open_connections.aclose()
+            await asyncio.sleep(max(0.0, interval_seconds - (time.monotonic() - started)))
