@@ -90,15 +90,10 @@ class Ingest:
             while not stop.is_set():
                 try:
                     await self._session(stop)
-                except (
-                    psycopg.Error,
-                    KafkaError,
-                    OSError,
-                    TimeoutError,
-                    StreamStalledError,
-                    NotDeliveredError,
-                ) as error:
+                except RETRIED as error:
                     self._interrupted(error)
+                    if isinstance(error, psycopg.DataError):
+                        self._suspect_a_message()
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(stop.wait(), RETRY_SECONDS)
                 except FencedError as error:
@@ -109,9 +104,11 @@ class Ingest:
 
     def _interrupted(self, error: Exception) -> None:
         """Log an outage once, and count it by its kind."""
-        kind = (
-            "fenced" if isinstance(error, FencedError) else "database" if isinstance(error, psycopg.Error) else "stream"
-        )
+        kind = "stream"
+        if isinstance(error, FencedError):
+            kind = "fenced"
+        elif isinstance(error, psycopg.Error):
+            kind = "database"
         if kind == "stream":
             self._metrics.stream_failures.inc()
         else:
