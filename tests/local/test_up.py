@@ -42,15 +42,19 @@ class Stack:
     def wait_until_up(self) -> dict[str, Any]:
         """What its state file says."""
         deadline = time.monotonic() + READY_SECONDS
-        while not (self.data_dir / STATE_FILE).exists():
+        # A stack that was killed leaves its file until the next one begins.
+        while self.state().get("pids", {}).get("supervisor") != self.process.pid:
             assert self.process.poll() is None, self.output.read_text()
             assert time.monotonic() < deadline, self.output.read_text()
             time.sleep(0.1)
         return self.state()
 
     def state(self) -> dict[str, Any]:
-        """What its state file says now."""
-        found: dict[str, Any] = json.loads((self.data_dir / STATE_FILE).read_text())
+        """What its state file says now; nothing when there is none."""
+        try:
+            found: dict[str, Any] = json.loads((self.data_dir / STATE_FILE).read_text())
+        except FileNotFoundError:
+            return {}
         return found
 
     def interrupt(self) -> int:
