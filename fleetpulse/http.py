@@ -40,7 +40,14 @@ async def serving(application: web.Application, host: str, port: int) -> AsyncIt
 
     Raises OSError, naming address and port, when the address is taken.
     """
-    runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=5.0)
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=5.0,
+        # A handler inflates what it expects, within its own limit; aiohttp would inflate first and count later.
+        auto_decompress=False,
+    )
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)
