@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from fleetpulse.database import prepare
 from fleetpulse.local import kafka_jars, pglite
+from fleetpulse.local.ports import free_port
 from fleetpulse.local.postgres import EmbeddedPostgres
 from fleetpulse.local.processes import StartError
 from fleetpulse.settings import DatabaseSettings
@@ -125,6 +126,12 @@ def empty_database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 def database_settings(database_url: str) -> DatabaseSettings:
     """Settings of ``database_url``."""
     return DatabaseSettings(url=database_url)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port on the loopback address that nobody listens on."""
+    return free_port()
 
 
 @pytest.fixture(scope="session")

@@ -78,6 +78,8 @@ class EmbeddedPostgres:
         self._take_lock()
         try:
             binaries = self._binaries or wheel_binaries()
+            if not (binaries / "initdb").exists():
+                raise StartError(f"no PostgreSQL in {binaries}: it has no initdb")
             account = _account(self.data_dir, binaries)
             if not (self.data_dir / "data").is_dir():
                 self._initialise(binaries, account)
