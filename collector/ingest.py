@@ -102,6 +102,11 @@ class Ingest:
             await self._ownership.close()
             await self._database.close()
 
+    def committed(self) -> dict[TopicPartition, int]:
+        """Next offsets of the partitions held, the write in progress included."""
+        claims = self._ownership.claims.values()
+        return {claim.partition: claim.next_offset for claim in claims if claim.next_offset is not None}
+
     def _interrupted(self, error: Exception) -> None:
         """Log an outage once, and count it by its kind."""
         kind = "stream"

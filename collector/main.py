@@ -9,6 +9,7 @@ from aiohttp import web
 
 from collector.door import Door
 from collector.ingest import Ingest
+from collector.lag_hint import tell_offsets
 from collector.metrics import CollectorMetrics
 from collector.staleness import Staleness
 from collector.upkeep import keep_up
@@ -66,10 +67,13 @@ class Collector:
             heard=self._staleness.heard,
         )
         async with asyncio.TaskGroup() as tasks:
-            background = [tasks.create_task(self._staleness.run(self.problem), name="collector-staleness")]
-            if profile == "postgres":
-                upkeep = keep_up(self._settings, self._database, self.metrics)
-                background.append(tasks.create_task(upkeep, name="collector-upkeep"))
+            background = [
+                tasks.create_task(self._staleness.run(self.problem), name="collector-staleness"),
+                tasks.create_task(tell_offsets(self._stream, self.owner, self.ingest.committed), name="collector-lag"),
+                tasks.create_task(
+                    keep_up(self._settings, self._database, profile, self.metrics), name="collector-upkeep"
+                ),
+            ]
             await self.ingest.run(stop)
             for task in background:
                 task.cancel()

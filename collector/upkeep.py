@@ -1,6 +1,7 @@
-"""What plain PostgreSQL needs done for it: rollups of changed buckets, partitions made ahead and dropped.
+"""What the database needs done for it: old bookkeeping deleted, and on plain PostgreSQL rollups of changed buckets and
+partitions made ahead and dropped, which TimescaleDB does by its own policies.
 
-TimescaleDB does both by its own policies. Any number of collectors may try; the database lets one at a time.
+Any number of collectors may try; the database lets one at a time.
 """
 
 import asyncio
@@ -8,34 +9,55 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from typing import Final
 
 import psycopg
 
 from collector.metrics import CollectorMetrics
 from collector.partitions import maintain
 from collector.rollups import roll_up
-from fleetpulse.database import DatabaseError, connect
+from fleetpulse.database import DatabaseError, Profile, connect
 from fleetpulse.database.connect import Connection
 from fleetpulse.settings import CollectorSettings, DatabaseSettings
 from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
 
+DAY_SECONDS: Final = 86_400.0
+
 Pass = Callable[[Connection], Awaitable[object]]
 
 
-async def keep_up(settings: CollectorSettings, database: DatabaseSettings, metrics: CollectorMetrics) -> None:
-    """Roll up and maintain partitions at their intervals, for ever."""
+async def keep_up(
+    settings: CollectorSettings, database: DatabaseSettings, profile: Profile, metrics: CollectorMetrics
+) -> None:
+    """Do what the profile needs, each at its interval, for ever."""
+
+    async def old_books(connection: Connection) -> None:
+        await delete_old_books(connection, database)
 
     async def partitions(connection: Connection) -> object:
         return await maintain(connection, database, datetime.now(UTC))
 
+    works: list[tuple[str, float, Pass]] = [("books", settings.maintenance_interval_seconds, old_books)]
+    if profile == "postgres":
+        works.append(("rollup", settings.rollup_interval_seconds, roll_up))
+        works.append(("partitions", settings.maintenance_interval_seconds, partitions))
     async with asyncio.TaskGroup() as tasks:
-        for name, interval_seconds, work in (
-            ("rollup", settings.rollup_interval_seconds, roll_up),
-            ("partitions", settings.maintenance_interval_seconds, partitions),
-        ):
+        for name, interval_seconds, work in works:
             tasks.create_task(_repeat(name, interval_seconds, work, database, metrics), name=f"collector-{name}")
+
+
+async def delete_old_books(connection: Connection, database: DatabaseSettings) -> None:
+    """Forget producers whose messages would be too old to be accepted, and data quality older than the rollups."""
+    await connection.execute(
+        "DELETE FROM producer_positions WHERE updated_at < now() - make_interval(secs => %s)",
+        (database.retention_raw_days * DAY_SECONDS + DAY_SECONDS,),
+    )
+    await connection.execute(
+        "DELETE FROM data_quality WHERE hour < now() - make_interval(secs => %s)",
+        (database.retention_minute_days * DAY_SECONDS,),
+    )
 
 
 async def _repeat(

@@ -23,6 +23,14 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+# One variable for all services: they must not disagree about who is alive.
+STALE_AFTER_SECONDS: Final[float] = Field(
+    3.3,
+    description="A worker silent for this long, or for 3.3 of its own heartbeat intervals if longer, is stale",
+    validation_alias=AliasChoices("FLEETPULSE_STALE_AFTER_SECONDS"),
+)
+
+
 class StreamSettings(BaseSettings):
     """The health stream."""
 
@@ -78,7 +86,7 @@ class DatabaseSettings(BaseSettings):
 class CollectorSettings(BaseSettings):
     """The collector."""
 
-    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_COLLECTOR_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_COLLECTOR_", extra="ignore", populate_by_name=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: Port = Field(8002, description="Port of /metrics, /healthz, /readyz and the HTTP door")
@@ -94,9 +102,7 @@ class CollectorSettings(BaseSettings):
         300.0, description="Samples further ahead of the collector's clock are rejected"
     )
     late_after_seconds: PositiveSeconds = Field(120.0, description="Samples older than this count as late")
-    stale_after_seconds: PositiveSeconds = Field(
-        3.3, description="A worker silent for this long, or 3.3 of its own heartbeat intervals, is stale"
-    )
+    stale_after_seconds: PositiveSeconds = STALE_AFTER_SECONDS
     series_per_worker: int = Field(
         5_000, ge=0, description="Most generic series one worker may create; points of further series are dropped"
     )
@@ -111,7 +117,7 @@ class CollectorSettings(BaseSettings):
 class ControlSettings(BaseSettings):
     """The control service."""
 
-    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_CONTROL_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_CONTROL_", extra="ignore", populate_by_name=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: Port = Field(8001, description="Port of the API, /metrics, /healthz and /readyz")
@@ -121,9 +127,7 @@ class ControlSettings(BaseSettings):
     database_connections: int = Field(8, ge=1, le=1_000, description="Most database connections")
     query_timeout_seconds: PositiveSeconds = Field(10.0, description="Longest a query of the API may take")
     rows_per_response: int = Field(20_000, ge=1, le=1_000_000, description="Most rows one answer holds")
-    stale_after_seconds: PositiveSeconds = Field(
-        3.3, description="A worker silent for this long, or 3.3 of its own heartbeat intervals, is stale"
-    )
+    stale_after_seconds: PositiveSeconds = STALE_AFTER_SECONDS
 
 
 class AgentSettings(BaseSettings):
