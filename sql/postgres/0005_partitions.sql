@@ -8,7 +8,9 @@ CREATE FUNCTION partition_name(relation text, step text, starts_at timestamptz)
 RETURNS text
 LANGUAGE sql STABLE
 AS $$
-    SELECT format('%s_p%s', relation, to_char(starts_at AT TIME ZONE 'UTC', CASE step WHEN 'day' THEN 'YYYYMMDD' ELSE 'YYYYMM' END))
+    SELECT format(
+        '%s_p%s', relation, to_char(starts_at AT TIME ZONE 'UTC', CASE step WHEN 'day' THEN 'YYYYMMDD' ELSE 'YYYYMM' END)
+    )
 $$;
 
 -- Make the partitions that are missing between two moments, by step 'day' or 'month' in UTC; returns how many were
@@ -30,7 +32,8 @@ BEGIN
         IF to_regclass(partition) IS NULL THEN
             EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', partition, relation);
             EXECUTE format(
-                'ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', relation, partition, starts_at, ends_at
+                'ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+                relation, partition, starts_at, ends_at
             );
             made := made + 1;
         END IF;
@@ -57,7 +60,8 @@ AS $$
 BEGIN
     EXECUTE format('DROP TABLE IF EXISTS %I', partition);
     INSERT INTO retention_floors VALUES (relation, ends_at)
-    ON CONFLICT ON CONSTRAINT retention_floors_pkey DO UPDATE SET floor = greatest(retention_floors.floor, EXCLUDED.floor);
+    ON CONFLICT ON CONSTRAINT retention_floors_pkey
+    DO UPDATE SET floor = greatest(retention_floors.floor, EXCLUDED.floor);
 END
 $$;
 
@@ -69,7 +73,9 @@ BEGIN
         'gpu_samples', 'system_samples', 'engine_samples', 'heartbeats', 'metric_points', 'metric_histograms'
     ] LOOP
         EXECUTE format('ALTER TABLE %I RENAME TO %I', relation, relation || '_plain');
-        EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL) PARTITION BY RANGE (time)', relation, relation || '_plain');
+        EXECUTE format(
+            'CREATE TABLE %I (LIKE %I INCLUDING ALL) PARTITION BY RANGE (time)', relation, relation || '_plain'
+        );
         EXECUTE format('DROP TABLE %I', relation || '_plain');
     END LOOP;
 END

@@ -35,7 +35,10 @@ BEGIN
             SELECT format(
                 'CREATE TABLE %I (bucket timestamptz NOT NULL, %s, %s, PRIMARY KEY (%I, bucket)) %s',
                 level.target,
-                (SELECT string_agg(key || ' int NOT NULL', ', ' ORDER BY place) FROM unnest(keys) WITH ORDINALITY AS k (key, place)),
+                (
+                    SELECT string_agg(key || ' int NOT NULL', ', ' ORDER BY place)
+                    FROM unnest(keys) WITH ORDINALITY AS k (key, place)
+                ),
                 string_agg(format('%I %s', name, type), ', ' ORDER BY place),
                 keys[cardinality(keys)],
                 CASE WHEN level.width < INTERVAL '1 day' THEN 'PARTITION BY RANGE (bucket)' END

@@ -3,8 +3,8 @@
 
 -- migrate:up
 
--- config: {"windows": [{"source", "rollup", "start_offset", "end_offset"}, …]}. A window never reaches into time whose
--- rows may have expired: refreshing it would empty the rollup.
+-- config: {"windows": [{"source", "rollup", "width", "start_offset", "end_offset"}, …]}. A window never reaches into time
+-- whose rows may have expired: refreshing it would empty the rollup.
 CREATE PROCEDURE refresh_late_rollups(job_id int, config jsonb)
 LANGUAGE plpgsql
 AS $$
