@@ -13,6 +13,10 @@ MACHINE = re.compile(
     r"|deb\.debian\.org|pypi\.org|files\.pythonhosted|registry\.npmjs|repo1\.maven|proxy\.golang|crates\.io"
 )
 LONGEST_FILE_LINES = 400
+# The agent's series of a reading has the name that the reading has everywhere else.
+NAMED_AFTER_A_COLUMN = {
+    'fleetpulse_agent_system_cpu_logical_count non-histogram and non-summary metrics should not have "_count" suffix'
+}
 
 
 def test_no_file_depends_on_a_machine_or_names_a_registry(root: Path, tracked_files: list[Path]) -> None:
@@ -51,4 +55,5 @@ def test_the_metrics_of_a_service_are_well_named(service: str, metrics_texts: di
     result = subprocess.run(
         ["promtool", "check", "metrics"], input=metrics_texts[service], capture_output=True, text=True, check=False
     )
-    assert result.returncode == 0, result.stderr
+    complaints = set(result.stderr.splitlines()) - NAMED_AFTER_A_COLUMN
+    assert (complaints, result.stdout) == (set(), "")
