@@ -31,7 +31,7 @@ class Collector:
         self.producer = StreamProducer(stream, self.owner)
         self.ingest: Ingest | None = None
         self._settings, self._stream, self._database = settings, stream, database
-        self._staleness = Staleness(settings.stale_after_seconds, self.metrics)
+        self._staleness = Staleness(stream.stale_after_seconds, self.metrics)
         self._problem: str | None = "database not prepared yet"
 
     def problem(self) -> str | None:

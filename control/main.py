@@ -40,7 +40,7 @@ async def run(
     authentication.check(settings)
     retention.check(database_settings)
     registry = CollectorRegistry()
-    view = FleetView(replace(FleetRules(), stale_after_seconds=settings.stale_after_seconds))
+    view = FleetView(replace(FleetRules(), stale_after_seconds=stream.stale_after_seconds))
     directory = Directory()
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(settings, database_settings))

@@ -23,18 +23,10 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-# One variable for all services: they must not disagree about who is alive.
-STALE_AFTER_SECONDS: Final[float] = Field(
-    3.3,
-    description="A worker silent for this long, or for 3.3 of its own heartbeat intervals if longer, is stale",
-    validation_alias=AliasChoices("FLEETPULSE_STALE_AFTER_SECONDS"),
-)
-
-
 class StreamSettings(BaseSettings):
     """The health stream."""
 
-    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_KAFKA_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_KAFKA_", extra="ignore", populate_by_name=True)
 
     bootstrap: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, comma-separated host:port")
     partitions: int = Field(8, ge=1, le=10_000, description="Partitions of a topic when fleetpulse creates it")
@@ -55,6 +47,12 @@ class StreamSettings(BaseSettings):
     request_timeout_seconds: PositiveSeconds = Field(10.0, description="Longest wait for a broker's answer")
     stall_timeout_seconds: PositiveSeconds = Field(
         15.0, description="A client that makes no progress for this long though there is work is rebuilt"
+    )
+    stale_after_seconds: PositiveSeconds = Field(
+        3.3,
+        description="A worker silent for this long, or for 3.3 of its own heartbeat intervals if longer, is stale",
+        # One name without the group's prefix: no service may think otherwise of who is alive.
+        validation_alias=AliasChoices("FLEETPULSE_STALE_AFTER_SECONDS"),
     )
 
 
@@ -86,7 +84,7 @@ class DatabaseSettings(BaseSettings):
 class CollectorSettings(BaseSettings):
     """The collector."""
 
-    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_COLLECTOR_", extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_COLLECTOR_", extra="ignore")
 
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: Port = Field(8002, description="Port of /metrics, /healthz, /readyz and the HTTP door")
@@ -95,14 +93,12 @@ class CollectorSettings(BaseSettings):
     )
     batch_rows: int = Field(20_000, ge=1, le=1_000_000, description="Most rows written in one transaction, roughly")
     batch_age_seconds: PositiveSeconds = Field(0.02, description="Longest wait for more messages before writing")
-    batch_bytes: int = Field(16_777_216, ge=65_536, description="Most bytes of messages read ahead of a write")
     message_bytes: int = Field(4_194_304, ge=1_024, description="Largest message accepted; larger are dead letters")
     lease_seconds: PositiveSeconds = Field(3.0, description="A collector silent for this long loses its partitions")
     future_tolerance_seconds: PositiveSeconds = Field(
         300.0, description="Samples further ahead of the collector's clock are rejected"
     )
     late_after_seconds: PositiveSeconds = Field(120.0, description="Samples older than this count as late")
-    stale_after_seconds: PositiveSeconds = STALE_AFTER_SECONDS
     series_per_worker: int = Field(
         5_000, ge=0, description="Most generic series one worker may create; points of further series are dropped"
     )
@@ -117,7 +113,7 @@ class CollectorSettings(BaseSettings):
 class ControlSettings(BaseSettings):
     """The control service."""
 
-    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_CONTROL_", extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_CONTROL_", extra="ignore")
 
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: Port = Field(8001, description="Port of the API, /metrics, /healthz and /readyz")
@@ -127,7 +123,6 @@ class ControlSettings(BaseSettings):
     database_connections: int = Field(8, ge=1, le=1_000, description="Most database connections")
     query_timeout_seconds: PositiveSeconds = Field(10.0, description="Longest a query of the API may take")
     rows_per_response: int = Field(20_000, ge=1, le=1_000_000, description="Most rows one answer holds")
-    stale_after_seconds: PositiveSeconds = STALE_AFTER_SECONDS
 
 
 class AgentSettings(BaseSettings):

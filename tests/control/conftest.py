@@ -136,10 +136,14 @@ def running() -> Callable[..., Any]:
 
     @asynccontextmanager
     async def start(
-        database: DatabaseSettings, bootstrap: str | None = None, **settings: Any
+        database: DatabaseSettings, bootstrap: str | None = None, stale_after_seconds: float = 3.3, **settings: Any
     ) -> AsyncIterator[Service]:
         port, stop = free_port(), asyncio.Event()
-        stream = StreamSettings(bootstrap=bootstrap or f"127.0.0.1:{free_port()}", request_timeout_seconds=3.0)
+        stream = StreamSettings(
+            bootstrap=bootstrap or f"127.0.0.1:{free_port()}",
+            request_timeout_seconds=3.0,
+            stale_after_seconds=stale_after_seconds,
+        )
         control = asyncio.create_task(run(ControlSettings(port=port, **settings), stream, database, stop))
         try:
             async with aiohttp.ClientSession() as session:
