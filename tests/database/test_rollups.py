@@ -30,7 +30,7 @@ async def test_writers_and_two_rollup_loops_at_once_lose_nothing(
         with psycopg.connect(database_url, autocommit=True) as connection:
             for batch in range(BATCHES):
                 table = chance.choice(TABLES)
-                burst = minute - timedelta(minutes=chance.randint(0, 90)) + timedelta(microseconds=1 + number)
+                burst = minute - timedelta(minutes=chance.randint(0, 25)) + timedelta(microseconds=1 + number)
                 rows = workload.samples(table, [burst + timedelta(microseconds=10 * batch)], 3)
                 with connection.transaction():
                     insert(connection, table.name, rows)
@@ -58,6 +58,39 @@ async def test_writers_and_two_rollup_loops_at_once_lose_nothing(
     with psycopg.connect(database_url, autocommit=True) as connection:
         assert differences(connection, workload, written) == []
         assert connection.execute("SELECT count(*) FROM rollup_dirty").fetchone() == (0,)
+
+
+async def test_rows_that_are_committed_while_their_bucket_is_made_are_in_it_after_the_next_pass(
+    database_url, database_settings, insert
+):
+    minute = datetime.now(UTC).replace(second=0, microsecond=0)
+    rows = [
+        {"time": minute + timedelta(seconds=second), "worker_key": 1, "gpu_key": 1, "power_watts": 1.0}
+        for second in range(3)
+    ]
+    async with await connect(database_settings) as connection:
+        with psycopg.connect(database_url, autocommit=True) as writer:
+            insert(writer, "gpu_samples", rows[:1])
+            await roll_up(connection)
+            insert(writer, "gpu_samples", rows[1:2])
+            with psycopg.connect(database_url) as holder, writer.transaction():
+                insert(writer, "gpu_samples", rows[2:])
+                holder.execute("SELECT FROM gpu_samples_1m FOR UPDATE")
+                rolling_up = asyncio.create_task(roll_up(connection, FINE))
+                await until_it_waits_for_a_lock(holder, connection.info.backend_pid)
+        await rolling_up
+        await roll_up(connection)
+        assert await rows_of(connection, "gpu_samples_1m", "sample_count, power_watts_sum") == [(3, 3.0)]
+
+
+async def until_it_waits_for_a_lock(observer: psycopg.Connection, pid: int) -> None:
+    for _ in range(1000):
+        query = "SELECT wait_event_type FROM pg_stat_activity WHERE pid = %s"
+        if observer.execute(query, (pid,)).fetchone() == ("Lock",):
+            return
+        observer.execute("SELECT pg_stat_clear_snapshot()")
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{pid} waits for no lock")
 
 
 async def test_a_long_backlog_is_worked_off_in_one_call(database_url, database_settings, workload, insert, differences):
@@ -137,5 +170,5 @@ async def count(connection, relation: str) -> int:
     return (await (await connection.execute(f"SELECT count(*) FROM {relation}")).fetchone())[0]
 
 
-async def rows_of(connection, relation: str) -> list[tuple[object, ...]]:
-    return await (await connection.execute(f"SELECT * FROM {relation} ORDER BY gpu_key, bucket")).fetchall()
+async def rows_of(connection, relation: str, columns: str = "*") -> list[tuple[object, ...]]:
+    return await (await connection.execute(f"SELECT {columns} FROM {relation} ORDER BY gpu_key, bucket")).fetchall()
