@@ -27,13 +27,15 @@ class WideRows:
         self._values: Floats = np.empty((FIRST_CAPACITY, columns), dtype=np.float64)
 
     def add(self, cells: Cells, decoded: Decoded, worker: int, rows: Integers) -> None:
-        """Append a message's rows; rows beyond the cap (UNKNOWN) come along and are dropped when keys are set."""
-        start, end = self.count, self.count + len(rows)
+        """Append the rows of a plan's messages; rows beyond the cap (UNKNOWN) come along and are dropped when keys
+        are set."""
+        messages = len(decoded.messages)
+        start, end = self.count, self.count + len(rows) * messages
         while end > len(self._times):
             self._grow()
-        self._times[start:end] = decoded.times[cells.row_times]
+        self._times[start:end] = decoded.times.take(cells.row_times, axis=1).reshape(-1)
         self._workers[start:end] = worker
-        self._rows[start:end] = rows
+        self._rows[start:end].reshape(messages, -1)[:] = rows
         cells.fill(decoded.scalars, self._values[start:end])
         self.count = end
 
@@ -104,28 +106,25 @@ class Batch:
         )
 
     def add_metrics(self, decoded: Decoded, references: References) -> None:
-        """Append one resource of one message."""
-        plan = decoded.plan
+        """Append the resources of one plan."""
+        plan, messages = decoded.plan, len(decoded.messages)
         for cells, rows in zip(plan.tables, references.rows, strict=True):
             self.wide[cells.table].add(cells, decoded, references.worker, rows)
         if plan.points:
-            self.point_times.append(decoded.times[plan.point_times])
-            self.point_series.append(references.series)
-            self.point_values.append(decoded.scalars[plan.point_scalars])
-            self.point_workers.append((references.worker, len(plan.points)))
+            self.point_times.append(decoded.times.take(plan.point_times, axis=1).reshape(-1))
+            self.point_series.append(np.tile(references.series, messages))
+            self.point_values.append(decoded.scalars.take(plan.point_scalars, axis=1).reshape(-1))
+            self.point_workers.append((references.worker, len(plan.points) * messages))
         if references.capped_rows:
-            self.quality[references.worker, "rejected", "row_cap"] += references.capped_rows
+            self.quality[references.worker, "rejected", "row_cap"] += references.capped_rows * messages
+        for reason, count in plan.refused.items():
+            self.quality[references.worker, "rejected", reason] += count * messages
         for histogram in decoded.histograms:
             series = self.directory.series(references.worker, histogram.series)
             if series == UNKNOWN:
                 self.quality[references.worker, "rejected", "series_cap"] += 1
             else:
                 self.histograms.append((references.worker, series, histogram))
-
-    def refuse(self, worker: int, refused: dict[str, int]) -> None:
-        """Count points that the walk could not use."""
-        for reason, count in refused.items():
-            self.quality[worker, "rejected", reason] += count
 
 
 def joined(parts: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:

@@ -20,7 +20,6 @@ from fleetpulse.stream import heartbeat as heartbeats
 from fleetpulse.stream.consumer import Record
 from fleetpulse.stream.errors import (
     MalformedHeartbeatError,
-    MalformedMetricsError,
     MessageError,
     OversizeMessageError,
     UnwritableMessageError,
@@ -31,21 +30,20 @@ from fleetpulse.stream.topics import HEARTBEATS, METRICS
 
 @dataclass(slots=True)
 class Read:
-    """A record after decoding: metrics resources or a heartbeat, and which producer's which message it is."""
+    """A record that could be used: whose it is, and which producer's which message."""
 
     worker: int
-    resources: list[Decoded]
-    heartbeat: Heartbeat | None
-    refused: dict[str, int]
     producer: ProducerKey | None
     sequence: int | None
+    heartbeat: Heartbeat | None
 
 
 @dataclass(slots=True)
 class Intake:
-    """A round of records, decoded."""
+    """A round of records, decoded. ``resources`` refer to ``reads`` by number."""
 
-    reads: list[Read] = field(default_factory=list)
+    reads: list[Read | None] = field(default_factory=list)
+    resources: list[Decoded] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
     ends: dict[TopicPartition, tuple[int, str]] = field(default_factory=dict)  # next offset, witness
     messages: Counter[str] = field(default_factory=Counter)
@@ -55,7 +53,7 @@ class Intake:
     @property
     def producers(self) -> set[ProducerKey]:
         """Producers heard in this round."""
-        return {read.producer for read in self.reads if read.producer is not None}
+        return {read.producer for read in self.reads if read is not None and read.producer is not None}
 
 
 def take_in(
@@ -70,58 +68,64 @@ def take_in(
     ``unwritable`` are offsets of records that the database refused.
     """
     intake = Intake()
+    metrics: list[Record] = []
     for partition, records in fetched:
         for record in records:
-            value = record.value or b""
+            size = len(record.value or b"")
             intake.messages[record.topic] += 1
-            intake.message_bytes[record.topic] += len(value)
+            intake.message_bytes[record.topic] += size
             try:
                 if (partition, record.offset) in unwritable:
                     raise UnwritableMessageError("the database refused a value of it")
-                if len(value) > message_bytes:
-                    raise OversizeMessageError(f"{len(value)} bytes, more than the {message_bytes} allowed")
+                if size > message_bytes:
+                    raise OversizeMessageError(f"{size} bytes, more than the {message_bytes} allowed")
                 if record.topic == METRICS.name:
-                    _read_metrics(record, value, decoder, directory, intake)
+                    metrics.append(record)
                 else:
-                    _read_heartbeat(record, value, directory, intake)
+                    intake.reads.append(_read_heartbeat(record, directory))
             except MessageError as error:
                 intake.letters.append(DeadLetter(record, error.reason, str(error)))
         last = records[-1]
         intake.ends[partition] = (last.offset + 1, witness_of(last))
+    _read_metrics(metrics, decoder, directory, intake)
     return intake
 
 
-def _read_metrics(record: Record, value: bytes, decoder: Decoder, directory: Directory, intake: Intake) -> None:
-    if not value:
-        raise MalformedMetricsError("an empty message")
-    content = decoder.decode(value)
-    if not content.resources:
-        intake.letters.append(
-            DeadLetter(record, "missing_identity", "no resource has an attribute that identifies its worker")
-        )
-        return
-    intake.missing_identity += content.refused.pop("missing_identity", 0)
-    first = content.resources[0].plan.worker
-    worker = directory.worker(first)
-    producer = sequence = None
-    for decoded in content.resources:
+def _read_metrics(records: list[Record], decoder: Decoder, directory: Directory, intake: Intake) -> None:
+    contents = decoder.decode([record.value or b"" for record in records])
+    first_number = len(intake.reads)
+    reads: list[Read | None] = [None] * len(records)
+    for decoded in contents.resources:
+        worker = directory.worker(decoded.plan.worker)
         boot_id = decoded.plan.worker.boot_id
-        if boot_id is not None and decoded.sequence is not None:
-            sequence = decoded.sequence
-            producer = ProducerKey(directory.worker(decoded.plan.worker), record.topic, record.partition, boot_id)
-            break
-    intake.reads.append(Read(worker, content.resources, None, content.refused, producer, sequence))
+        for number, sequence in zip(decoded.messages, decoded.sequences(), strict=True):
+            record, read = records[number], reads[number]
+            if read is None:
+                read = reads[number] = Read(worker, None, None, None)
+            if sequence is not None and boot_id is not None and read.producer is None:
+                read.producer = ProducerKey(worker, record.topic, record.partition, boot_id)
+                read.sequence = sequence
+        decoded.messages = [first_number + number for number in decoded.messages]
+    intake.reads += reads
+    intake.resources = contents.resources
+    for number, problem in contents.problems.items():
+        intake.letters.append(DeadLetter(records[number], problem.reason, str(problem)))
+    for number, count in contents.unidentified.items():
+        intake.missing_identity += count
+        if reads[number] is None:
+            detail = "no resource has an attribute that identifies its worker"
+            intake.letters.append(DeadLetter(records[number], "missing_identity", detail))
 
 
-def _read_heartbeat(record: Record, value: bytes, directory: Directory, intake: Intake) -> None:
+def _read_heartbeat(record: Record, directory: Directory) -> Read:
     if record.topic != HEARTBEATS.name:
         raise MalformedHeartbeatError(f"unexpected topic {record.topic}")
-    heartbeat = heartbeats.decode(value)
+    heartbeat = heartbeats.decode(record.value or b"")
     worker = directory.worker(
         Worker(heartbeat.worker_id, heartbeat.instance_id, heartbeat.host_name or "", heartbeat.boot_id)
     )
     producer = ProducerKey(worker, record.topic, record.partition, heartbeat.boot_id)
-    intake.reads.append(Read(worker, [], heartbeat, {}, producer, heartbeat.sequence))
+    return Read(worker, producer, heartbeat.sequence, heartbeat)
 
 
 def fill(intake: Intake, directory: Directory, positions: dict[ProducerKey, Position]) -> tuple[Batch, list[Heartbeat]]:
@@ -132,24 +136,34 @@ def fill(intake: Intake, directory: Directory, positions: dict[ProducerKey, Posi
     batch = Batch(directory)
     received_unix_nano = time.time_ns()
     fresh: list[Heartbeat] = []
-    for read in intake.reads:
-        if read.producer is not None and read.sequence is not None:
-            verdict, left_out = positions[read.producer].judge(read.sequence)
-            kind = "heartbeat" if read.heartbeat else "metrics"
-            if left_out:
-                batch.quality[read.worker, "vanished", kind] += left_out
-            if verdict is not Verdict.NEW:
-                batch.quality[read.worker, verdict.value, kind] += 1
-            if verdict is Verdict.DUPLICATE:
-                continue
-        if read.refused:
-            batch.refuse(read.worker, read.refused)
-        for decoded in read.resources:
-            batch.add_metrics(decoded, directory.references(decoded.plan))
-        if read.heartbeat is not None:
+    duplicates: set[int] = set()
+    for number, read in enumerate(intake.reads):
+        if read is None:
+            continue
+        if _is_duplicate(read, positions, batch):
+            duplicates.add(number)
+        elif read.heartbeat is not None:
             batch.heartbeats.append(HeartbeatRow(read.worker, read.heartbeat, received_unix_nano))
             fresh.append(read.heartbeat)
+    for decoded in intake.resources:
+        new = [place for place, number in enumerate(decoded.messages) if number not in duplicates]
+        if new:
+            kept = decoded if len(new) == len(decoded.messages) else decoded.only(new)
+            batch.add_metrics(kept, directory.references(kept.plan))
     return batch, fresh
+
+
+def _is_duplicate(read: Read, positions: dict[ProducerKey, Position], batch: Batch) -> bool:
+    """Judge a message by its sequence number and count what that tells."""
+    if read.producer is None or read.sequence is None:
+        return False
+    verdict, left_out = positions[read.producer].judge(read.sequence)
+    kind = "heartbeat" if read.heartbeat else "metrics"
+    if left_out:
+        batch.quality[read.worker, "vanished", kind] += left_out
+    if verdict is not Verdict.NEW:
+        batch.quality[read.worker, verdict.value, kind] += 1
+    return verdict is Verdict.DUPLICATE
 
 
 def position_rows(

@@ -1,9 +1,11 @@
 """Messages of the metrics topic to columns."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
@@ -17,6 +19,9 @@ TEMPLATES_PER_SENDER: Final = 4
 # A sender whose messages never repeat a shape is walked without further attempts.
 FRUITLESS_ATTEMPTS: Final = 8
 
+# Messages of one sender read at once: their bytes should stay in the processor's cache.
+TOGETHER: Final = 32
+
 _RESOURCE_METRICS_TAG: Final = 0x0A  # field 1, length-delimited, in the request and again inside for the resource
 
 
@@ -29,11 +34,17 @@ class _Sender:
 
 
 @dataclass(slots=True)
-class MessageContent:
-    """What one message held: its usable resources, and how many points or resources were refused, by reason."""
+class Contents:
+    """What a round of messages held. Messages go by their number in the round."""
 
-    resources: list[Decoded]
-    refused: dict[str, int]
+    resources: list[Decoded] = field(default_factory=list)
+    problems: dict[int, MalformedMetricsError] = field(default_factory=dict)
+    unidentified: Counter[int] = field(default_factory=Counter)
+    """How many of a message's resources do not say whose they are."""
+
+
+Chunk = tuple[int, bytes]
+"""A message's number and the bytes of one of its resources."""
 
 
 class Decoder:
@@ -48,57 +59,81 @@ class Decoder:
         self.recognised = 0
         self.walked = 0
 
-    def decode(self, message: bytes) -> MessageContent:
-        """Decode one message. Raises MalformedMetricsError when it is not an OTLP metrics request."""
-        content = MessageContent([], {})
-        for chunk in _resource_chunks(message):
-            self._decode_resource(chunk, content)
-        return content
+    def decode(self, messages: Sequence[bytes]) -> Contents:
+        """Decode a round of messages, those of one sender together."""
+        contents = Contents()
+        groups: dict[tuple[int, bytes], list[Chunk]] = {}
+        for number, message in enumerate(messages):
+            try:
+                chunks = _resource_chunks(message)
+            except MalformedMetricsError as error:
+                contents.problems[number] = error
+                continue
+            for chunk in chunks:
+                groups.setdefault((len(chunk), _resource_bytes(chunk)), []).append((number, chunk))
+        for key, group in groups.items():
+            for start in range(0, len(group), TOGETHER):
+                self._decode_group(key, group[start : start + TOGETHER], contents)
+        return contents
 
-    def _decode_resource(self, chunk: bytes, content: MessageContent) -> None:
-        key = (len(chunk), _resource_bytes(chunk))
+    def _decode_group(self, key: tuple[int, bytes], group: list[Chunk], contents: Contents) -> None:
         sender = self._senders.get(key)
         if sender is not None:
             self._senders.move_to_end(key)
             for template in sender.templates:
-                found = template.read(chunk)
-                if found is not None:
-                    self.recognised += 1
-                    if found.plan.refused:
-                        _add(content.refused, found.plan.refused)
-                    content.resources.append(found)
-                    return
-        self._walk(chunk, key, sender, content)
+                group = self._recognise(template, group, contents)
+        while group:
+            template_made = self._walk(group[0], key, contents)
+            group = group[1:]
+            if template_made is not None:
+                group = self._recognise(template_made, group, contents)
 
-    def _walk(self, chunk: bytes, key: tuple[int, bytes], sender: _Sender | None, content: MessageContent) -> None:
+    def _recognise(self, template: Template, group: list[Chunk], contents: Contents) -> list[Chunk]:
+        """Read what is of the template's shape; returns the rest."""
+        if not group:
+            return group
+        matches, scalars, times = template.read([chunk for _, chunk in group])
+        if matches.all():
+            contents.resources.append(Decoded(template.plan, [number for number, _ in group], scalars, times, []))
+            self.recognised += len(group)
+            return []
+        found = np.flatnonzero(matches)
+        if len(found):
+            numbers = [group[each][0] for each in found]
+            contents.resources.append(Decoded(template.plan, numbers, scalars[found], times[found], []))
+            self.recognised += len(found)
+        return [chunk for chunk, match in zip(group, matches, strict=True) if not match]
+
+    def _walk(self, numbered: Chunk, key: tuple[int, bytes], contents: Contents) -> Template | None:
+        """Read a resource point by point; returns its template when one was made of it."""
+        number, chunk = numbered
         self.walked += 1
-        parsed = _parse(chunk)
         try:
+            parsed = _parse(chunk)
             sketch = walk(parsed)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             # No message of a stranger may stop the pipeline, not even one that we failed to imagine.
-            raise MalformedMetricsError(f"cannot be read: {error!r}") from error
-        _add(content.refused, sketch.refused)
+            contents.problems[number] = MalformedMetricsError(f"cannot be read: {error}")
+            return None
         if sketch.worker is None:
-            _add(content.refused, {"missing_identity": 1})
-            return
+            contents.unidentified[number] += 1
+            return None
         plan = Plan.of(sketch)
-        content.resources.append(decoded(sketch, plan))
+        contents.resources.append(decoded(sketch, plan, number))
+        sender = self._senders.get(key)
         if sender is None:
             # Only a sender that comes again is worth a template.
             self._senders[key] = _Sender()
             if len(self._senders) > self._most_senders:
                 self._senders.popitem(last=False)
-        elif sender.attempts < FRUITLESS_ATTEMPTS:
-            sender.attempts += 1
-            template = make_template(chunk, parsed, sketch, plan)
-            if template is not None:
-                sender.templates = [template, *sender.templates][:TEMPLATES_PER_SENDER]
-
-
-def _add(total: dict[str, int], more: dict[str, int]) -> None:
-    for reason, count in more.items():
-        total[reason] = total.get(reason, 0) + count
+            return None
+        if sender.attempts >= FRUITLESS_ATTEMPTS:
+            return None
+        sender.attempts += 1
+        template = make_template(chunk, parsed, sketch, plan)
+        if template is not None:
+            sender.templates = [template, *sender.templates][:TEMPLATES_PER_SENDER]
+        return template
 
 
 def _parse(chunk: bytes) -> ResourceMetrics:

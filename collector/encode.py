@@ -62,8 +62,11 @@ class Encoded:
     rejected_rows: int = 0
 
 
-def encode(batch: Batch, limits: TimeLimits) -> Encoded:
-    """Validate a batch and build its bytes. Every reference in the batch must have been resolved."""
+def encode(batch: Batch, limits: TimeLimits, heartbeat_limits: TimeLimits) -> Encoded:
+    """Validate a batch and build its bytes. Every reference in the batch must have been resolved.
+
+    Heartbeats are kept for another time than samples, so they have time limits of their own.
+    """
     encoded, findings = Encoded(), Findings()
     directory = batch.directory
     for table, wide in zip(TABLES, batch.wide, strict=True):
@@ -74,7 +77,7 @@ def encode(batch: Batch, limits: TimeLimits) -> Encoded:
     if batch.histograms:
         _add_histograms(batch, limits, encoded, findings)
     if batch.heartbeats:
-        _add_heartbeats(batch, limits, encoded, findings)
+        _add_heartbeats(batch, heartbeat_limits, encoded, findings)
     encoded.corrections = findings.corrections
     batch.quality.update(findings.quality)
     encoded.quality = [

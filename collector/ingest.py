@@ -64,7 +64,8 @@ class Ingest:
     ) -> None:
         self._settings = settings
         self._stream = stream
-        self._retention_seconds = database.retention_raw_days * DAY_SECONDS
+        self._sample_retention_seconds = database.retention_raw_days * DAY_SECONDS
+        self._heartbeat_retention_seconds = database.retention_heartbeat_days * DAY_SECONDS
         self._metrics = metrics
         self._producer = producer
         self._heard = heard
@@ -216,13 +217,9 @@ class Ingest:
         batch, heard = fill(intake, self._directory, self._positions)
         if self._directory.incomplete:
             await self._database.run(self._directory.resolve)
-        limits = TimeLimits.around(
-            time.time_ns(),
-            self._retention_seconds,
-            self._settings.late_after_seconds,
-            self._settings.future_tolerance_seconds,
-        )
-        encoded = encode(batch, limits)
+        now = time.time_ns()
+        sample_limits = self._limits(now, self._sample_retention_seconds)
+        encoded = encode(batch, sample_limits, self._limits(now, self._heartbeat_retention_seconds))
         self._heard(heard)
         await bury(self._producer, intake.letters)
         positions = position_rows(intake.producers, self._positions, self._directory)
@@ -233,6 +230,12 @@ class Ingest:
             claims[partition] = claim.at(offset, witness)
         self._writing = asyncio.create_task(
             self._commit(WriteSet(encoded, positions, steps), intake, heard), name="collector-write"
+        )
+
+    def _limits(self, now_unix_nano: int, retention_seconds: float) -> TimeLimits:
+        settings = self._settings
+        return TimeLimits.around(
+            now_unix_nano, retention_seconds, settings.late_after_seconds, settings.future_tolerance_seconds
         )
 
     async def _know_producers(self, intake: Intake) -> None:

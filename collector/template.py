@@ -90,14 +90,17 @@ class Cells:
         )
 
     def fill(self, scalars: Floats, out: Floats) -> None:
-        """Write the rows' values into ``out``, shape (rows, columns); ``scalars`` ends with the absent value."""
-        np.take(scalars, self.single, out=out, mode="clip")
+        """Write the rows of several messages into ``out``, shape (messages * rows, columns).
+
+        ``scalars`` has a row for each message, which ends with the absent value.
+        """
+        messages = len(scalars)
+        np.take(scalars, self.single, axis=1, out=out.reshape(messages, *self.single.shape), mode="clip")
+        flat = out.reshape(messages, -1)
         if len(self.combined):
-            flat = out.reshape(-1)
-            flat[self.combined] = np.add.reduceat(scalars[self.parts], self.starts) / self.divisors
+            flat[:, self.combined] = np.add.reduceat(scalars[:, self.parts], self.starts, axis=1) / self.divisors
         if len(self.one_minus):
-            flat = out.reshape(-1)
-            flat[self.one_minus] = 1.0 - flat[self.one_minus]
+            flat[:, self.one_minus] = 1.0 - flat[:, self.one_minus]
 
 
 @dataclass(slots=True)
@@ -140,27 +143,36 @@ class Plan:
 
 @dataclass(slots=True)
 class Decoded:
-    """One resource of one message: a plan and its values."""
+    """Resources of one plan, each of another message: the plan and their values.
+
+    ``messages`` are the numbers of their messages within the round; ``scalars`` and ``times`` have a row for each.
+    A row of scalars has one more than the plan: the last is absent. Times are Unix nanoseconds.
+    """
 
     plan: Plan
-    scalars: Floats  # one more than the plan's: the last is absent
-    times: Integers  # Unix nanoseconds
+    messages: list[int]
+    scalars: Floats
+    times: Integers
     histograms: list[Histogram]
 
-    @property
-    def sequence(self) -> int | None:
-        """The message's sequence number within its boot, where its sender gives one."""
+    def sequences(self) -> list[int | None]:
+        """The messages' sequence numbers within their boot, where their sender gives one."""
         if self.plan.sequence is None:
-            return None
-        number = self.scalars[self.plan.sequence]
-        return int(number) if 1 <= number <= 2**53 else None
+            return [None] * len(self.messages)
+        numbers = self.scalars[:, self.plan.sequence].tolist()
+        return [int(number) if 1 <= number <= 2**53 else None for number in numbers]
+
+    def only(self, positions: list[int]) -> Self:
+        """Those of the resources, by their place in this object."""
+        messages = [self.messages[position] for position in positions]
+        return type(self)(self.plan, messages, self.scalars[positions], self.times[positions], self.histograms)
 
 
-def decoded(sketch: Sketch, plan: Plan) -> Decoded:
+def decoded(sketch: Sketch, plan: Plan, message: int = 0) -> Decoded:
     """The walked message itself, in the fast path's form."""
-    scalars = np.array([*(scalar.value for scalar in sketch.scalars), ABSENT], dtype=np.float64)
-    times = np.array([min(int(time.value), 2**63 - 1) for time in sketch.times], dtype=np.int64)
-    return Decoded(plan, scalars, times, sketch.histograms)
+    scalars = np.array([[*(scalar.value for scalar in sketch.scalars), ABSENT]], dtype=np.float64)
+    times = np.array([[min(int(time.value), 2**63 - 1) for time in sketch.times]], dtype=np.int64)
+    return Decoded(plan, [message], scalars, times, sketch.histograms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +180,7 @@ class Template:
     """Recognises and reads the messages of one shape and one sender."""
 
     plan: Plan
-    constant: bytes  # the message with zeros where values are
+    constant: Bytes  # the message with zeros where values are
     mask: Bytes  # 255 at constant bytes, 0 at values
     gather: Indices  # byte positions of scalars, then times
     scalar_count: int
@@ -176,30 +188,21 @@ class Template:
     one_time: bool  # all times must agree …
     same_times: tuple[Indices, Indices]  # … or these pairs; else the message has other rows than its plan
 
-    def read(self, message: bytes) -> Decoded | None:
-        """The message's content, or None when it is not of this shape."""
-        raw = np.frombuffer(message, dtype=np.uint8)
-        if len(raw) != len(self.mask) or (raw & self.mask).tobytes() != self.constant:
-            return None
-        words = raw.take(self.gather)
-        count = self.scalar_count
-        scalars = np.empty(count + 1, dtype=np.float64)
-        scalars[:count] = words[: count * 8].view("<f8")
+    def read(self, messages: Sequence[bytes]) -> tuple[npt.NDArray[np.bool_], Floats, Integers]:
+        """Scalars and times of messages of this template's length, and which of them are of its shape."""
+        raw = np.frombuffer(b"".join(messages), dtype=np.uint8).reshape(len(messages), -1)
+        matches: npt.NDArray[np.bool_] = ((raw & self.mask) == self.constant).all(axis=1)
+        words = raw.take(self.gather, axis=1)
         integers = words.view("<i8")
+        scalars = np.empty((len(messages), self.scalar_count + 1), dtype=np.float64)
+        scalars[:, :-1] = words.view("<f8")[:, : self.scalar_count]
         if len(self.integers):
-            scalars[self.integers] = integers[self.integers]
-        scalars[count] = ABSENT
-        times = integers[count:]
-        if not self._times_agree(times):
-            return None
-        return Decoded(self.plan, scalars, times, [])
-
-    def _times_agree(self, times: Integers) -> bool:
-        if self.one_time:
-            data = times.tobytes()
-            return data == data[:8] * len(times)
-        left, right = self.same_times
-        return np.array_equal(times[left], times[right])
+            scalars[:, self.integers] = integers[:, self.integers]
+        scalars[:, -1] = ABSENT
+        times = integers[:, self.scalar_count :]
+        left, right = (times[:, :1], times) if self.one_time else (times[:, each] for each in self.same_times)
+        matches &= (left == right).all(axis=1)
+        return matches, scalars, times
 
 
 def make_template(message: bytes, parsed: ResourceMetrics, sketch: Sketch, plan: Plan) -> Template | None:
@@ -219,21 +222,17 @@ def make_template(message: bytes, parsed: ResourceMetrics, sketch: Sketch, plan:
     read = [places[id(value.holder), value.attribute] for value in (*sketch.scalars, *sketch.times)]
     template = Template(
         plan,
-        (np.frombuffer(message, dtype=np.uint8) & mask).tobytes(),
+        np.frombuffer(message, dtype=np.uint8) & mask,
         mask,
         (_indices(read)[:, None] + np.arange(8)).reshape(-1),
         len(sketch.scalars),
         _indices([i for i, s in enumerate(sketch.scalars) if s.attribute in _INTEGER_FIELDS]),
-        bool((known.times == known.times[:1]).all()),
-        _times_of_rows(sketch, known.times),
+        bool((known.times == known.times[:, :1]).all()),
+        _times_of_rows(sketch, known.times[0]),
     )
-    again = template.read(message)
-    reads_the_same = again is not None and _same(again, known)
-    return template if reads_the_same else None
-
-
-def _same(one: Decoded, other: Decoded) -> bool:
-    return one.scalars.tobytes() == other.scalars.tobytes() and np.array_equal(one.times, other.times)
+    matches, scalars, times = template.read([message])
+    reads_the_same = scalars.tobytes() == known.scalars.tobytes() and times.tobytes() == known.times.tobytes()
+    return template if matches[0] and reads_the_same else None
 
 
 def _times_of_rows(sketch: Sketch, times: Integers) -> tuple[Indices, Indices]:

@@ -9,13 +9,14 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import psycopg
 
 from collector.metrics import CollectorMetrics
 from collector.partitions import maintain
-from collector.rollups import roll_up
+from collector.rollups import FINE, roll_up
 from fleetpulse.database import DatabaseError, Profile, connect
 from fleetpulse.database.connect import Connection
 from fleetpulse.settings import CollectorSettings, DatabaseSettings
@@ -23,6 +24,7 @@ from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
 
+COARSE_INTERVALS: Final = 6
 DAY_SECONDS: Final = 86_400.0
 
 Pass = Callable[[Connection], Awaitable[object]]
@@ -41,7 +43,9 @@ async def keep_up(
 
     works: list[tuple[str, float, Pass]] = [("books", settings.maintenance_interval_seconds, old_books)]
     if profile == "postgres":
-        works.append(("rollup", settings.rollup_interval_seconds, roll_up))
+        # Hours and days are made of minutes, and cost more the later in the hour: they can wait a little.
+        works.append(("rollup_minutes", settings.rollup_interval_seconds, partial(roll_up, levels=FINE)))
+        works.append(("rollup", settings.rollup_interval_seconds * COARSE_INTERVALS, roll_up))
         works.append(("partitions", settings.maintenance_interval_seconds, partitions))
     async with asyncio.TaskGroup() as tasks:
         for name, interval_seconds, work in works:

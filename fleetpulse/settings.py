@@ -95,8 +95,8 @@ class CollectorSettings(BaseSettings):
     batch_age_seconds: PositiveSeconds = Field(0.02, description="Longest wait for more messages before writing")
     message_bytes: int = Field(4_194_304, ge=1_024, description="Largest message accepted; larger are dead letters")
     lease_seconds: PositiveSeconds = Field(3.0, description="A collector silent for this long loses its partitions")
-    future_tolerance_seconds: PositiveSeconds = Field(
-        300.0, description="Samples further ahead of the collector's clock are rejected"
+    future_tolerance_seconds: float = Field(
+        300.0, gt=0, le=86_400, description="Samples further ahead of the collector's clock are rejected, seconds"
     )
     late_after_seconds: PositiveSeconds = Field(120.0, description="Samples older than this count as late")
     series_per_worker: int = Field(

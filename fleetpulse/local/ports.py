@@ -1,5 +1,6 @@
 """Free TCP ports on this machine's loopback address."""
 
+import random
 import socket
 from typing import Final
 
@@ -7,10 +8,14 @@ LOOPBACK: Final = "127.0.0.1"
 
 
 def free_port() -> int:
-    """A port nobody listens on now; another program may still take it before the caller does."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on now; another program may still take it before the caller does.
+
+    Below the ports that Linux gives to outgoing connections (32768 and up): one of those, bound before a slow server
+    is up, could take it.
+    """
+    while not is_free(port := random.randrange(20_000, 32_000)):
+        pass
+    return port
 
 
 def is_free(port: int) -> bool:

@@ -1,4 +1,3 @@
-import contextlib
 import math
 import random
 import struct
@@ -14,9 +13,15 @@ from collector.template import ABSENT_BITS, Decoded, Plan, decoded
 from collector.walk import explicit_buckets, walk
 from fleetpulse.local import otlp_messages as otlp
 from fleetpulse.stream.dictionary import TABLES
-from fleetpulse.stream.errors import MalformedMetricsError
 
 NOW = 1_800_000_000_000_000_000
+
+
+def read(message: bytes, decoder: Decoder | None = None) -> list[Decoded]:
+    """The resources of one message."""
+    contents = (decoder or Decoder()).decode([message])
+    assert not contents.problems
+    return contents.resources
 
 
 def walked(message: bytes) -> list[Decoded]:
@@ -34,7 +39,7 @@ def columns(found: Decoded) -> dict[tuple[str, str, str, int], dict[str, float]]
         table = TABLES[cells.table]
         out = np.empty((len(cells.rows), len(table.measures)))
         cells.fill(found.scalars, out)
-        for row, time, values in zip(cells.rows, found.times[cells.row_times], out, strict=True):
+        for row, time, values in zip(cells.rows, found.times[0, cells.row_times], out, strict=True):
             rows[table.name, row.key.row, row.key.label, int(time)] = {
                 column: float(value)
                 for column, value, bits in zip(table.columns, values, values.view(np.uint64), strict=True)
@@ -48,8 +53,8 @@ def points(found: Decoded) -> list[tuple[str, str, int, bytes]]:
         (
             point.series.name,
             point.series.attributes,
-            int(found.times[point.time]),
-            struct.pack("<d", found.scalars[point.scalar]),
+            int(found.times[0, point.time]),
+            struct.pack("<d", found.scalars[0, point.scalar]),
         )
         for point in found.plan.points
     ]
@@ -58,7 +63,7 @@ def points(found: Decoded) -> list[tuple[str, str, int, bytes]]:
 def test_a_message_of_a_known_shape_is_read_without_walking_it():
     decoder = Decoder()
     for sequence in range(1, 6):
-        decoder.decode(otlp.agent_message("w", sequence, NOW + sequence))
+        decoder.decode([otlp.agent_message("w", sequence, NOW + sequence)])
     assert (decoder.walked, decoder.recognised) == (2, 3)
 
 
@@ -70,10 +75,10 @@ def test_the_fast_path_reads_what_the_walk_reads(messages):
     decoder = Decoder()
     for sequence, time, seed in messages:
         message = otlp.agent_message("w", sequence, time, gpus=2, numbers=random.Random(seed))
-        (fast,), (slow,) = decoder.decode(message).resources, walked(message)
+        (fast,), (slow,) = read(message, decoder), walked(message)
         assert columns(fast) == columns(slow)
         assert points(fast) == points(slow)
-        assert fast.sequence == slow.sequence == sequence
+        assert fast.sequences() == slow.sequences() == [sequence]
     assert decoder.recognised == len(messages) - 2
 
 
@@ -85,15 +90,28 @@ def test_values_come_through_bit_by_bit_even_nan_and_infinity(values):
         request = ExportMetricsServiceRequest()
         scope = otlp.agent_resource(request, "w", "b")
         otlp.gauge(scope, "any.metric", float(value), NOW)
-        (found,) = decoder.decode(request.SerializeToString()).resources
+        (found,) = read(request.SerializeToString(), decoder)
         assert points(found)[0][3] == struct.pack("<d", value)
+
+
+def test_messages_of_a_round_are_told_apart_by_number_and_bad_ones_do_not_spoil_their_neighbours():
+    good = [otlp.agent_message(worker, sequence, NOW) for sequence in (1, 2, 3, 4) for worker in ("a", "b")]
+    contents = Decoder().decode([*good[:4], b"junk", *good[4:]])
+    assert set(contents.problems) == {4}
+    found = sorted(
+        (number, decoded.plan.worker.worker_id, sequence)
+        for decoded in contents.resources
+        for number, sequence in zip(decoded.messages, decoded.sequences(), strict=True)
+    )
+    numbers = [0, 1, 2, 3, 5, 6, 7, 8]
+    assert found == [(number, "ab"[place % 2], place // 2 + 1) for place, number in enumerate(numbers)]
 
 
 def test_two_senders_of_the_same_length_are_not_confused():
     decoder = Decoder()
     for sequence in range(1, 4):
         for worker in ("worker-a", "worker-b"):
-            (found,) = decoder.decode(otlp.agent_message(worker, sequence, NOW)).resources
+            (found,) = read(otlp.agent_message(worker, sequence, NOW), decoder)
             assert found.plan.worker.worker_id == worker
 
 
@@ -108,25 +126,24 @@ def test_points_of_one_row_that_part_in_time_become_two_rows():
         return request.SerializeToString()
 
     for _ in range(3):
-        (found,) = decoder.decode(message(NOW)).resources
+        (found,) = read(message(NOW), decoder)
         assert len(columns(found)) == 1
-    (found,) = decoder.decode(message(NOW + 1)).resources
+    (found,) = read(message(NOW + 1), decoder)
     assert set(columns(found)) == {("system_samples", "", "", NOW), ("system_samples", "", "", NOW + 1)}
 
 
 def test_a_batch_of_many_resources_is_read_resource_by_resource():
     message = otlp.concatenated(otlp.agent_message(f"w{n}", 1, NOW) for n in range(5))
-    content = Decoder().decode(message)
-    assert [found.plan.worker.worker_id for found in content.resources] == [f"w{n}" for n in range(5)]
+    assert [found.plan.worker.worker_id for found in read(message)] == [f"w{n}" for n in range(5)]
 
 
 def test_a_resource_without_identity_is_refused_and_its_neighbour_is_not():
     request = ExportMetricsServiceRequest()
     otlp.resource(request, {"service.name": "who"})
     otlp.gauge(otlp.agent_resource(request, "w", "b"), "system.uptime", 1.0, NOW)
-    content = Decoder().decode(request.SerializeToString())
-    assert content.refused == {"missing_identity": 1}
-    assert len(content.resources) == 1
+    contents = Decoder().decode([request.SerializeToString()])
+    assert contents.unidentified == {0: 1}
+    assert [found.messages for found in contents.resources] == [[0]]
 
 
 @pytest.mark.parametrize("attribute", ["service.instance.id", "host.id", "host.name"])
@@ -134,7 +151,7 @@ def test_a_stock_collector_is_known_by_what_it_says_of_itself(attribute):
     request = ExportMetricsServiceRequest()
     scope = otlp.resource(request, {attribute: "box-7"}).scope_metrics.add()
     otlp.gauge(scope, "system.cpu.load_average.1m", 0.5, NOW)
-    (found,) = Decoder().decode(request.SerializeToString()).resources
+    (found,) = read(request.SerializeToString())
     assert found.plan.worker.worker_id == "box-7"
     assert columns(found) == {("system_samples", "", "", NOW): {"load_average_1m": 0.5}}
 
@@ -149,7 +166,7 @@ def test_the_stock_collectors_spelling_feeds_the_same_columns():
         otlp.gauge(scope, "system.memory.usage", used, NOW, {"state": state})
     for device in ("eth0", "eth1"):
         otlp.counter(scope, "system.network.io", 100, NOW, {"device": device, "direction": "receive"})
-    (found,) = Decoder().decode(request.SerializeToString()).resources
+    (found,) = read(request.SerializeToString())
     assert columns(found)["system_samples", "", "", NOW] == {
         "cpu_busy_seconds_total": 30.0,
         "cpu_idle_seconds_total": 162.0,
@@ -164,7 +181,7 @@ def test_idle_shares_of_all_cpus_become_one_busy_share():
     scope = otlp.resource(request, {"host.name": "box"}).scope_metrics.add()
     for cpu, idle in (("cpu0", 0.5), ("cpu1", 1.0)):
         otlp.gauge(scope, "system.cpu.utilization", idle, NOW, {"cpu": cpu, "state": "idle"})
-    (found,) = Decoder().decode(request.SerializeToString()).resources
+    (found,) = read(request.SerializeToString())
     assert columns(found)["system_samples", "", "", NOW] == {"cpu_utilization_ratio": 0.25}
 
 
@@ -174,7 +191,7 @@ def test_an_engine_scraped_by_a_stock_collector_feeds_the_engine_table_old_names
     labels = {"model_name": "m", "engine": "0"}
     otlp.gauge(scope, "vllm:num_requests_running", 3.0, NOW, labels)
     otlp.gauge(scope, "vllm:gpu_cache_usage_perc", 0.4, NOW, labels)
-    (found,) = Decoder().decode(request.SerializeToString()).resources
+    (found,) = read(request.SerializeToString())
     assert columns(found) == {("engine_samples", "m", "0", NOW): {"requests_running": 3.0, "kv_cache_usage_ratio": 0.4}}
 
 
@@ -182,7 +199,8 @@ def test_a_gpu_point_without_a_gpu_is_refused_by_reason():
     request = ExportMetricsServiceRequest()
     scope = otlp.agent_resource(request, "w", "b")
     otlp.gauge(scope, "hw.gpu.utilization", 0.5, NOW)
-    assert Decoder().decode(request.SerializeToString()).refused == {"missing_identity": 1}
+    (found,) = read(request.SerializeToString())
+    assert found.plan.refused == {"missing_identity": 1}
 
 
 def test_a_point_with_the_no_recorded_value_flag_is_a_gap():
@@ -190,7 +208,7 @@ def test_a_point_with_the_no_recorded_value_flag_is_a_gap():
     scope = otlp.agent_resource(request, "w", "b")
     otlp.gauge(scope, "system.uptime", 5.0, NOW)
     scope.metrics[0].gauge.data_points[0].flags = 1
-    (found,) = Decoder().decode(request.SerializeToString()).resources
+    (found,) = read(request.SerializeToString())
     assert columns(found) == {}
 
 
@@ -198,15 +216,15 @@ def test_nul_in_strings_is_removed_because_the_database_has_no_place_for_it():
     request = ExportMetricsServiceRequest()
     scope = otlp.agent_resource(request, "w", "b")
     otlp.gauge(scope, "a\x00b", 1.0, NOW, {"k\x00": "v\x00"})
-    (found,) = Decoder().decode(request.SerializeToString()).resources
+    (found,) = read(request.SerializeToString())
     assert points(found)[0][:2] == ("ab", '{"k": "v"}')
 
 
 @given(st.binary(max_size=400))
 @settings(max_examples=300, deadline=None)
 def test_random_bytes_are_read_or_refused_and_never_more(data):
-    with contextlib.suppress(MalformedMetricsError):
-        Decoder().decode(data)
+    contents = Decoder().decode([data])
+    assert contents.problems or contents.resources or contents.unidentified
 
 
 @given(st.integers(0, 10_000), st.integers(0, 7), st.booleans())
@@ -218,10 +236,8 @@ def test_a_cut_or_flipped_message_is_read_or_refused_and_never_more(position, bi
         del message[position:]
     else:
         message[position] ^= 1 << bit
-    decoder = Decoder()
-    for _ in range(3):
-        with contextlib.suppress(MalformedMetricsError):
-            decoder.decode(bytes(message))
+    contents = Decoder().decode([bytes(message)] * 3)
+    assert contents.problems or contents.resources or contents.unidentified
 
 
 def test_a_histogram_is_kept_with_its_bounds_and_counts():
@@ -233,7 +249,7 @@ def test_a_histogram_is_kept_with_its_bounds_and_counts():
     point.time_unix_nano, point.count, point.sum = NOW, 6, 2.5
     point.explicit_bounds.extend([0.1, 1.0])
     point.bucket_counts.extend([1, 2, 3])
-    (found,) = Decoder().decode(request.SerializeToString()).resources
+    (found,) = read(request.SerializeToString())
     (histogram,) = found.histograms
     assert (histogram.series.kind, histogram.series.temporality) == ("histogram", "delta")
     assert (histogram.count, histogram.sum, histogram.minimum) == (6, 2.5, None)
@@ -257,9 +273,9 @@ def test_sums_and_gauges_of_strangers_become_series_with_kind_and_temporality():
     otlp.gauge(scope, "room.temperature", 21.0, NOW, {"room": "1"})
     otlp.counter(scope, "doors.opened", 4, NOW)
     scope.metrics[1].sum.aggregation_temporality = 1
-    (found,) = Decoder().decode(request.SerializeToString()).resources
+    (found,) = read(request.SerializeToString())
     assert [(p.series.name, p.series.kind, p.series.temporality) for p in found.plan.points] == [
         ("room.temperature", "gauge", ""),
         ("doors.opened", "counter", "delta"),
     ]
-    assert math.isclose(found.scalars[found.plan.points[1].scalar], 4.0)
+    assert math.isclose(found.scalars[0, found.plan.points[1].scalar], 4.0)

@@ -206,6 +206,14 @@ async def test_a_heartbeat_with_a_wild_clock_keeps_its_worker_alive_but_is_not_s
     assert (alive, fleet.count("heartbeats")) == (1.0, 0)
 
 
+async def test_a_heartbeat_older_than_heartbeats_are_kept_is_rejected_and_holds_nothing_up(fleet):
+    old = heartbeat(1, sent_unix_nano=time.time_ns() - 5 * DAY_NANOSECONDS)
+    async with fleet.collector():
+        await fleet.send(heartbeats.encode(old), heartbeats.encode(heartbeat(2)), topic=HEARTBEATS.name)
+        await fleet.rows("heartbeats", 1)
+    assert quality(fleet) == {("rejected", "time_too_old"): 1}
+
+
 async def test_endless_metric_names_of_one_worker_stop_at_the_cap(fleet):
     now = time.time_ns()
 
