@@ -111,6 +111,24 @@ def test_every_reason_of_a_dead_letter_is_described(pages: dict[str, str]) -> No
         assert f"`{reason}`" in pages["docs/stream.md"]
 
 
+def test_every_kind_of_faulty_data_is_described(root: Path, pages: dict[str, str]) -> None:
+    found = re.compile(r"refuse\(\"(\w+)\"|\"(?:rejected|clamped|late)\", \"(\w+)\"")
+    code = "\n".join(path.read_text() for path in (root / "collector").glob("*.py"))
+    reasons = {one or other for one, other in found.findall(code)}
+    assert reasons >= {"time_in_future", "series_cap", "no_time"}
+    for reason in reasons:
+        assert f"`{reason}`" in pages["docs/collector.md"]
+
+
+def test_every_file_of_the_collector_has_its_place_in_the_pipeline(root: Path, pages: dict[str, str]) -> None:
+    for path in (root / "collector").glob("[a-z]*.py"):
+        assert f"`{path.name}`" in pages["docs/collector.md"]
+
+
+def test_the_readme_leads_to_every_page(pages: dict[str, str]) -> None:
+    assert [page for page in pages if page != "README.md" and f"({page})" not in pages["README.md"]] == []
+
+
 def test_every_dependency_has_a_reason(root: Path, pages: dict[str, str]) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     listed = [
