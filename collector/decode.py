@@ -122,11 +122,11 @@ class Decoder:
         contents.resources.append(decoded(sketch, plan, number))
         sender = self._senders.get(key)
         if sender is None:
-            # Only a sender that comes again is worth a template.
-            self._senders[key] = _Sender()
+            sender = self._senders[key] = _Sender()
             if len(self._senders) > self._most_senders:
                 self._senders.popitem(last=False)
-            return None
+            if plan.sequence is None:
+                return None  # not one of our agents, of whom more is to come: worth a template once it comes again
         if sender.attempts >= FRUITLESS_ATTEMPTS:
             return None
         sender.attempts += 1

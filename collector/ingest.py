@@ -26,11 +26,12 @@ from collector.encode import Encoded, encode
 from collector.metrics import CollectorMetrics
 from collector.offsets import Claim, FencedError
 from collector.ownership import Ownership
-from collector.source import Source, StreamStalledError
+from collector.source import Gap, Source, StreamStalledError
 from collector.validate import TimeLimits
 from collector.write import Writer, WriteSet
 from fleetpulse.settings import CollectorSettings, DatabaseSettings, StreamSettings
 from fleetpulse.stream.admin import TopicError, ensure_topics
+from fleetpulse.stream.consumer import Record
 from fleetpulse.stream.errors import NotDeliveredError
 from fleetpulse.stream.heartbeat import Heartbeat
 from fleetpulse.stream.producer import StreamProducer
@@ -45,6 +46,8 @@ RETRIED: Final = (psycopg.Error, KafkaError, OSError, TimeoutError, StreamStalle
 DAY_SECONDS: Final = 86_400.0
 # A round of records is bounded by number here and by bytes in the consumer; messages hold some ten rows each.
 ROWS_PER_MESSAGE: Final = 10
+# A round of less than this part of the most there may be is worth a moment's wait.
+SMALL_ROUND: Final = 10
 
 
 class Ingest:
@@ -70,6 +73,8 @@ class Ingest:
         self._producer = producer
         self._heard = heard
         self._database = DatabaseThread(database, "collector-writer")
+        # Names and positions are looked up while the last transaction is still being written.
+        self._lookups = DatabaseThread(database, "collector-lookups")
         self._ownership = Ownership(DatabaseThread(database, "collector-leases"), owner, settings.lease_seconds)
         self._source = Source(stream, owner, TOPICS)
         self._writer = Writer(owner, settings.lease_seconds, marks_dirty)
@@ -101,6 +106,7 @@ class Ingest:
                     self._interrupted(error)
         finally:
             await self._ownership.close()
+            await self._lookups.close()
             await self._database.close()
 
     def committed(self) -> dict[TopicPartition, int]:
@@ -153,12 +159,7 @@ class Ingest:
         if self._ownership.due():
             await self._balance()
         careful = self._careful_rounds > 0
-        fetched, gaps = await self._source.fetch(
-            self._ownership.seconds_until_due(), 1 if careful else self._most_messages
-        )
-        if fetched and self._settings.batch_age_seconds > 0 and self._idle():
-            # Let what is on its way arrive: fewer, larger transactions at no noticeable delay.
-            await asyncio.sleep(self._settings.batch_age_seconds)
+        fetched, gaps = await self._fetch(1 if careful else self._most_messages)
         for gap in gaps:
             await self._finish_writing()
             await self._record_gap(gap.claim, gap.to_offset, gap.reason)
@@ -177,8 +178,18 @@ class Ingest:
             await self._finish_writing()
         self.problem = None
 
-    def _idle(self) -> bool:
-        return self._writing is None or self._writing.done()
+    async def _fetch(self, most: int) -> tuple[dict[TopicPartition, list[Record]], list[Gap]]:
+        """The next round of records. A small one waits a moment for what is on its way: fewer, larger transactions,
+        at no noticeable delay."""
+        fetched, gaps = await self._source.fetch(self._ownership.seconds_until_due(), most)
+        count = sum(len(records) for records in fetched.values())
+        if 0 < count < most // SMALL_ROUND:
+            await asyncio.sleep(self._settings.batch_age_seconds)
+            more, more_gaps = await self._source.fetch(0, most - count)
+            for partition, records in more.items():
+                fetched.setdefault(partition, []).extend(records)
+            gaps += more_gaps
+        return fetched, gaps
 
     async def _balance(self) -> None:
         """Take and give back partitions, so that every live collector has its share."""
@@ -216,7 +227,7 @@ class Ingest:
         await self._know_producers(intake)
         batch, heard = fill(intake, self._directory, self._positions)
         if self._directory.incomplete:
-            await self._database.run(self._directory.resolve)
+            await self._lookups.run(self._directory.resolve)
         now = time.time_ns()
         sample_limits = self._limits(now, self._sample_retention_seconds)
         encoded = encode(batch, sample_limits, self._limits(now, self._heartbeat_retention_seconds))
@@ -244,9 +255,9 @@ class Ingest:
         if not unknown:
             return
         if self._directory.incomplete:
-            await self._database.run(self._directory.resolve)
+            await self._lookups.run(self._directory.resolve)
         keys = {(self._directory.worker_keys.one(key.worker), *key[1:]): key for key in unknown}
-        stored = await self._database.run(_load_positions, list(keys))
+        stored = await self._lookups.run(_load_positions, list(keys))
         for key in unknown:
             self._positions[key] = Position()
         for name, position in stored.items():

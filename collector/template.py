@@ -216,6 +216,7 @@ def make_template(message: bytes, parsed: ResourceMetrics, sketch: Sketch, plan:
     places = _value_places(parsed, sketch, len(message))
     if places is None:
         return None
+    one_time = bool((known.times == known.times[:, :1]).all())
     mask = np.full(len(message), 255, dtype=np.uint8)
     for place in places.values():
         mask[place : place + 8] = 0
@@ -227,8 +228,8 @@ def make_template(message: bytes, parsed: ResourceMetrics, sketch: Sketch, plan:
         (_indices(read)[:, None] + np.arange(8)).reshape(-1),
         len(sketch.scalars),
         _indices([i for i, s in enumerate(sketch.scalars) if s.attribute in _INTEGER_FIELDS]),
-        bool((known.times == known.times[:, :1]).all()),
-        _times_of_rows(sketch, known.times[0]),
+        one_time,
+        (_indices([]), _indices([])) if one_time else _times_of_rows(sketch, known.times[0]),
     )
     matches, scalars, times = template.read([message])
     reads_the_same = scalars.tobytes() == known.scalars.tobytes() and times.tobytes() == known.times.tobytes()
