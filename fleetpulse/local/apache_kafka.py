@@ -39,6 +39,17 @@ def available() -> str | None:
     return None
 
 
+def new_cluster_id() -> str:
+    """A random id in Kafka's form: 22 characters of URL-safe base64.
+
+    Like Kafka's own it never begins with a dash, which a command line takes for an option.
+    """
+    while True:
+        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if not cluster_id.startswith("-"):
+            return cluster_id
+
+
 class ApacheKafka:
     """A single-node cluster whose data lives in ``data_dir`` and which listens on the loopback address."""
 
@@ -142,8 +153,7 @@ class ApacheKafka:
     def _format_storage(self, java: list[str], configuration: Path) -> None:
         if (self.data_dir / "log" / "meta.properties").exists():
             return
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        command = [*java, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(configuration)]
+        command = [*java, "kafka.tools.StorageTool", "format", "-t", new_cluster_id(), "-c", str(configuration)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_TIMEOUT_SECONDS, check=False)
         if result.returncode != 0:
             raise StartError(f"Apache Kafka cannot format {self.data_dir}: {(result.stdout + result.stderr).strip()}")

@@ -133,8 +133,13 @@ class Child:
             os.kill(self.pid, what)
 
     def freeze(self) -> None:
-        """Stop it from running without ending it: its sockets stay open and nobody answers."""
+        """Stop it from running without ending it: its sockets stay open and nobody answers.
+
+        Returns when the last of its threads has stopped, which is later than the signal's arrival.
+        """
         self.signal(signal.SIGSTOP)
+        if self.running:
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """Let a frozen program run on."""

@@ -7,7 +7,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from fleetpulse.local.apache_kafka import ApacheKafka
+from fleetpulse.local.apache_kafka import ApacheKafka, new_cluster_id
 from fleetpulse.local.broker import EmbeddedBroker
 from fleetpulse.local.kafka_probe import is_ready
 from fleetpulse.local.ports import LOOPBACK, is_free
@@ -124,3 +124,7 @@ def test_a_taken_port_is_told_before_anything_starts(broker: Broker, tmp_path_fa
     with pytest.raises(StartError, match=f"port {broker.port} is taken"):
         other.start()
     assert not other.running
+
+
+def test_no_cluster_id_looks_like_an_option() -> None:
+    assert not any(new_cluster_id().startswith("-") for _ in range(2000))

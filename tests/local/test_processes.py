@@ -66,6 +66,21 @@ def test_stop_ends_a_frozen_child(tmp_path: Path, sleeper: list[str]) -> None:
     assert child.exit_status == -signal.SIGTERM
 
 
+def test_a_frozen_child_has_stopped_in_every_thread(tmp_path: Path) -> None:
+    spin = "threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()"
+        "import threading\nfor _ in range(30): threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()"
+    )
+    child = Child("busy", [sys.executable, "-c", f"import threading\nfor _ in range(30): {spin}"], tmp_path / "log")
+    child.start()
+    try:
+        child.wait_until(lambda: psutil.Process(child.pid).num_threads() > 30, 10)
+        child.freeze()
+        threads = Path(f"/proc/{child.pid}/task")
+        assert {(thread / "stat").read_text().rpartition(") ")[2][0] for thread in threads.iterdir()} == {"T"}
+    finally:
+        child.kill()
+
+
 def test_stop_kills_a_child_that_does_not_listen(tmp_path: Path, eventually: Callable[..., None]) -> None:
     child = Child("deaf", ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"], tmp_path / "log")
     child.start()
