@@ -68,8 +68,6 @@ def test_stop_ends_a_frozen_child(tmp_path: Path, sleeper: list[str]) -> None:
 
 def test_a_frozen_child_has_stopped_in_every_thread(tmp_path: Path) -> None:
     spin = "threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()"
-        "import threading\nfor _ in range(30): threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()"
-    )
     child = Child("busy", [sys.executable, "-c", f"import threading\nfor _ in range(30): {spin}"], tmp_path / "log")
     child.start()
     try:
