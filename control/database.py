@@ -1,8 +1,9 @@
 """Reading the database, whether or not it is there: a query has an answer or an UnavailableError within its time."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Final, LiteralString, Self
 
@@ -35,7 +36,7 @@ class QueryTimeoutError(UnavailableError):
 
 
 class Database:
-    """A pool of read-only connections.
+    """A pool of connections, read-only but for transaction().
 
     ``lacking`` says why there are no answers now, or is None; queries then fail at once, those under way too.
     """
@@ -87,6 +88,19 @@ class Database:
             raise self._refusal()
         return await self._answer(statement, parameters)
 
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection[Row]]:
+        """A transaction that may write; what the block raises rolls it back. Raises UnavailableError.
+
+        Errors of integrity come through as they are: they say something about the request, not about the database.
+        """
+        if self.lacking is not None:
+            raise self._refusal()
+        with self._translated():
+            async with self._pool.connection() as connection, connection.transaction():
+                await connection.execute("SET TRANSACTION READ WRITE")
+                yield connection
+
     def accept(self) -> None:
         """Let queries through."""
         if self.lacking is not None:
@@ -135,10 +149,16 @@ class Database:
             _log.debug("abandoned query ended", extra={"error": repr(query.exception())})
 
     async def _query(self, statement: LiteralString | Composed, parameters: Parameters | None) -> list[Row]:
-        try:
+        with self._translated():
             async with self._pool.connection() as connection:
                 cursor = await connection.execute(statement, parameters)
                 return await cursor.fetchall()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """The driver's errors about the database itself, as ours."""
+        try:
+            yield
         except psycopg.errors.QueryCanceled as error:
             raise QueryTimeoutError(
                 f"the query takes longer than {self._timeout_seconds:g} s: ask for less time, a coarser granularity, "

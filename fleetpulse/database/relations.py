@@ -28,6 +28,28 @@ _OTHERS: Final[dict[str, str]] = {
     "ingest_gaps": "topic partition from_offset to_offset reason noticed_at",
     "producer_positions": "worker_key topic partition boot_id high_water window_bits updated_at",
     "data_quality": "worker_key hour kind reason count",
+    "organizations": "organization_id slug name created_at",
+    "users": "user_id organization_id email password_digest scopes created_at disabled_at",
+    "models": "model_id hugging_face_id name context_tokens public active created_at",
+    "model_aliases": "alias model_id",
+    "offerings": "offering_id organization_id code model_id active created_at",
+    "model_access": "organization_id model_id granted_at",
+    "api_keys": "key_id organization_id name prefix digest scopes model_ids requests_per_minute tokens_per_minute"
+    " tokens_per_month created_at expires_at revoked_at",
+    "providers": "provider catalogue_read_at failure",
+    "zones": "provider zone available",
+    "instance_types": "provider instance_type gpu_model gpu_count gpu_memory_bytes cpu_count memory_bytes"
+    " price_per_hour currency zones available",
+    "deployments": "deployment_id organization_id name model_id provider zone instance_type instance_count created_by"
+    " correlation_id created_at",
+    "instances": "instance_id deployment_id organization_id provider zone instance_type model_id state state_since"
+    " version machine_id address agent_url engine_url price_per_hour currency options failure correlation_id created_by"
+    " created_at ready_at terminated_at",
+    "instance_transitions": "transition_id instance_id version from_state to_state reason detail evidence actor"
+    " correlation_id at",
+    "lifecycle_outbox": "outbox_id instance_id message created_at",
+    "action_log": "action_id at action succeeded instance_id provider actor duration_seconds detail correlation_id",
+    "volumes": "provider zone volume_id instance_id name size_bytes state attempts failure created_at deleted_at",
     "retention_floors": "relation floor",
     "database_profile": "name",
 }

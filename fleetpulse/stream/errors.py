@@ -15,8 +15,14 @@ class MalformedHeartbeatError(MessageError):
     reason = "malformed_heartbeat"
 
 
+class MalformedLifecycleError(MessageError):
+    """Not a lifecycle message: not JSON, a field missing, or a field of the wrong type or size."""
+
+    reason = "malformed_lifecycle"
+
+
 class UnknownSchemaVersionError(MessageError):
-    """A heartbeat of a schema version this reader does not know."""
+    """A message of a schema version this reader does not know."""
 
     reason = "unknown_schema_version"
 

@@ -4,10 +4,10 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from fleetpulse.stream.errors import MalformedHeartbeatError, UnknownSchemaVersionError
+from fleetpulse.stream.errors import MalformedHeartbeatError
+from fleetpulse.stream.json_message import JsonFormat
 
 SCHEMA_VERSION: Final = 1
-MAX_BYTES: Final = 65_536
 
 # Identity strings become Kafka keys, SQL text and metric labels: short, printable, and without NUL.
 Identity = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
@@ -67,43 +67,6 @@ class Heartbeat(msgspec.Struct, frozen=True):
     schema_version: int = SCHEMA_VERSION
 
 
-class _Version(msgspec.Struct):
-    schema_version: int
-
-
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Heartbeat)
-_version_decoder = msgspec.json.Decoder(_Version)
-
-
-def encode(heartbeat: Heartbeat) -> bytes:
-    """The message's bytes."""
-    return _encoder.encode(heartbeat)
-
-
-def decode(data: bytes) -> Heartbeat:
-    """Read a heartbeat; unknown fields are ignored, so that newer agents can talk to older readers.
-
-    Raises UnknownSchemaVersionError for a version this code does not know, and MalformedHeartbeatError (naming the
-    field) for anything else that is not a heartbeat.
-    """
-    if len(data) > MAX_BYTES:
-        raise MalformedHeartbeatError(f"{len(data)} bytes, more than the {MAX_BYTES} allowed")
-    try:
-        heartbeat = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        _refuse_unknown_version(data)
-        raise MalformedHeartbeatError(str(error)) from error
-    if heartbeat.schema_version != SCHEMA_VERSION:
-        raise UnknownSchemaVersionError(f"schema_version {heartbeat.schema_version}, known: {SCHEMA_VERSION}")
-    return heartbeat
-
-
-def _refuse_unknown_version(data: bytes) -> None:
-    """A message of another version may differ in any field: say that first."""
-    try:
-        version = _version_decoder.decode(data).schema_version
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return
-    if version != SCHEMA_VERSION:
-        raise UnknownSchemaVersionError(f"schema_version {version}, known: {SCHEMA_VERSION}")
+_format = JsonFormat(Heartbeat, SCHEMA_VERSION, MalformedHeartbeatError)
+encode = _format.encode
+decode = _format.decode
