@@ -43,12 +43,13 @@ BEGIN
 END
 $$;
 
--- Partitions of a relation with the moment each ends.
+-- Partitions of a relation with the moment each ends. Bounds name no columns, so they are read without the partition's
+-- own id: it may be dropped meanwhile.
 CREATE FUNCTION partitions_of(relation regclass)
 RETURNS TABLE (partition text, ends_at timestamptz)
 LANGUAGE sql STABLE
 AS $$
-    SELECT c.relname::text, substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO \(''(.*)''\)')::timestamptz
+    SELECT c.relname::text, substring(pg_get_expr(c.relpartbound, 0) FROM 'TO \(''(.*)''\)')::timestamptz
     FROM pg_inherits JOIN pg_class AS c ON c.oid = inhrelid
     WHERE inhparent = relation
 $$;
