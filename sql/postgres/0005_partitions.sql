@@ -54,11 +54,12 @@ AS $$
     WHERE inhparent = relation
 $$;
 
--- Drop a partition and remember that rollups of its time are final.
+-- Drop a partition, unless another process just did, and remember that rollups of its time are final.
 CREATE PROCEDURE drop_partition(relation text, partition text, ends_at timestamptz)
 LANGUAGE plpgsql
 AS $$
 BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('fleetpulse partitions', 0));
     EXECUTE format('DROP TABLE IF EXISTS %I', partition);
     INSERT INTO retention_floors VALUES (relation, ends_at)
     ON CONFLICT ON CONSTRAINT retention_floors_pkey
