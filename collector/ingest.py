@@ -242,6 +242,8 @@ class Ingest:
         self._writing = asyncio.create_task(
             self._commit(WriteSet(encoded, positions, steps), intake, heard), name="collector-write"
         )
+        # The task begins at the next pause of this one, which may otherwise be after the next round's decoding.
+        await asyncio.sleep(0)
 
     def _limits(self, now_unix_nano: int, retention_seconds: float) -> TimeLimits:
         settings = self._settings
