@@ -1,6 +1,8 @@
 """What a provider of machines can do. docs/providers.md shows how to write one.
 
-Every method may be called again after a failure or a crash, and must then find what the first call did.
+Every method may be called again after a failure or a crash, and must then find what the first call did. For one
+machine the calls come in the order create, start_runtime, address until there is one, and in the end delete until the
+inventory does not have it; calls for different machines come at the same time.
 """
 
 from collections.abc import Mapping, Sequence
