@@ -43,6 +43,7 @@ class Intake:
     """A round of records, decoded. ``resources`` refer to ``reads`` by number."""
 
     reads: list[Read | None] = field(default_factory=list)
+    producers: set[ProducerKey] = field(default_factory=set)
     resources: list[Decoded] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
     ends: dict[TopicPartition, tuple[int, str]] = field(default_factory=dict)  # next offset, witness
@@ -50,10 +51,9 @@ class Intake:
     message_bytes: Counter[str] = field(default_factory=Counter)
     missing_identity: int = 0
 
-    @property
-    def producers(self) -> set[ProducerKey]:
-        """Producers heard in this round."""
-        return {read.producer for read in self.reads if read is not None and read.producer is not None}
+    def refuse(self, record: Record, error: MessageError) -> None:
+        """Make a dead letter of a record."""
+        self.letters.append(DeadLetter(record, error.reason, str(error)))
 
 
 def take_in(
@@ -70,25 +70,38 @@ def take_in(
     intake = Intake()
     metrics: list[Record] = []
     for partition, records in fetched:
-        for record in records:
-            size = len(record.value or b"")
-            intake.messages[record.topic] += 1
-            intake.message_bytes[record.topic] += size
-            try:
-                if (partition, record.offset) in unwritable:
-                    raise UnwritableMessageError("the database refused a value of it")
-                if size > message_bytes:
-                    raise OversizeMessageError(f"{size} bytes, more than the {message_bytes} allowed")
-                if record.topic == METRICS.name:
-                    metrics.append(record)
-                else:
-                    intake.reads.append(_read_heartbeat(record, directory))
-            except MessageError as error:
-                intake.letters.append(DeadLetter(record, error.reason, str(error)))
-        last = records[-1]
-        intake.ends[partition] = (last.offset + 1, witness_of(last))
+        sizes = [len(record.value or b"") for record in records]
+        intake.messages[partition.topic] += len(records)
+        intake.message_bytes[partition.topic] += sum(sizes)
+        intake.ends[partition] = (records[-1].offset + 1, witness_of(records[-1]))
+        if max(sizes) > message_bytes or unwritable:
+            records = _usable(records, partition, message_bytes, unwritable, intake)
+        if partition.topic == METRICS.name:
+            metrics += records
+        else:
+            _read_heartbeats(records, directory, intake)
     _read_metrics(metrics, decoder, directory, intake)
     return intake
+
+
+def _usable(
+    records: list[Record],
+    partition: TopicPartition,
+    message_bytes: int,
+    unwritable: Set[tuple[TopicPartition, int]],
+    intake: Intake,
+) -> list[Record]:
+    """Those that may be read; the others become dead letters."""
+    usable = []
+    for record in records:
+        size = len(record.value or b"")
+        if (partition, record.offset) in unwritable:
+            intake.refuse(record, UnwritableMessageError("the database refused a value of it"))
+        elif size > message_bytes:
+            intake.refuse(record, OversizeMessageError(f"{size} bytes, more than the {message_bytes} allowed"))
+        else:
+            usable.append(record)
+    return usable
 
 
 def _read_metrics(records: list[Record], decoder: Decoder, directory: Directory, intake: Intake) -> None:
@@ -98,23 +111,40 @@ def _read_metrics(records: list[Record], decoder: Decoder, directory: Directory,
     for decoded in contents.resources:
         worker = directory.worker(decoded.plan.worker)
         boot_id = decoded.plan.worker.boot_id
+        producers: dict[int, ProducerKey] = {}
         for number, sequence in zip(decoded.messages, decoded.sequences(), strict=True):
             record, read = records[number], reads[number]
             if read is None:
                 read = reads[number] = Read(worker, None, None, None)
             if sequence is not None and boot_id is not None and read.producer is None:
-                read.producer = ProducerKey(worker, record.topic, record.partition, boot_id)
-                read.sequence = sequence
+                producer = producers.get(record.partition)
+                if producer is None:
+                    producer = ProducerKey(worker, record.topic, record.partition, boot_id)
+                    producers[record.partition] = producer
+                    intake.producers.add(producer)
+                read.producer, read.sequence = producer, sequence
         decoded.messages = [first_number + number for number in decoded.messages]
     intake.reads += reads
     intake.resources = contents.resources
     for number, problem in contents.problems.items():
-        intake.letters.append(DeadLetter(records[number], problem.reason, str(problem)))
+        intake.refuse(records[number], problem)
     for number, count in contents.unidentified.items():
         intake.missing_identity += count
         if reads[number] is None:
             detail = "no resource has an attribute that identifies its worker"
             intake.letters.append(DeadLetter(records[number], "missing_identity", detail))
+
+
+def _read_heartbeats(records: list[Record], directory: Directory, intake: Intake) -> None:
+    for record in records:
+        try:
+            read = _read_heartbeat(record, directory)
+        except MessageError as error:
+            intake.refuse(record, error)
+        else:
+            intake.reads.append(read)
+            if read.producer is not None:
+                intake.producers.add(read.producer)
 
 
 def _read_heartbeat(record: Record, directory: Directory) -> Read:

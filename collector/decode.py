@@ -1,14 +1,13 @@
 """Messages of the metrics topic to columns."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
 
 from collector.template import Decoded, Plan, Template, decoded, make_template
 from collector.walk import walk
@@ -19,10 +18,13 @@ TEMPLATES_PER_SENDER: Final = 4
 # A sender whose messages never repeat a shape is walked without further attempts.
 FRUITLESS_ATTEMPTS: Final = 8
 
-# Messages of one sender read at once: their bytes should stay in the processor's cache.
-TOGETHER: Final = 32
+# Messages of one sender read at once, which bounds the memory they take.
+TOGETHER: Final = 128
 
-_RESOURCE_METRICS_TAG: Final = 0x0A  # field 1, length-delimited, in the request and again inside for the resource
+_FIRST_FIELD_TAG: Final = 0x0A  # field 1, length-delimited: a resource in the request, and in it what describes it
+# These bytes hold the lengths of both, whatever the message's size.
+_LENGTHS: Final = 12
+_MOST_LENGTHS: Final = 100_000
 
 
 @dataclass(slots=True)
@@ -44,7 +46,7 @@ class Contents:
 
 
 Chunk = tuple[int, bytes]
-"""A message's number and the bytes of one of its resources."""
+"""A message's number and a request of one resource: the message itself, or a part of it."""
 
 
 class Decoder:
@@ -56,37 +58,65 @@ class Decoder:
     def __init__(self, most_senders: int = 20_000) -> None:
         self._most_senders = most_senders
         self._senders: OrderedDict[tuple[int, bytes], _Sender] = OrderedDict()
+        self._resource_ends: dict[bytes, int] = {}
         self.recognised = 0
         self.walked = 0
 
     def decode(self, messages: Sequence[bytes]) -> Contents:
         """Decode a round of messages, those of one sender together."""
         contents = Contents()
-        groups: dict[tuple[int, bytes], list[Chunk]] = {}
-        for number, message in enumerate(messages):
-            try:
-                chunks = _resource_chunks(message)
-            except MalformedMetricsError as error:
-                contents.problems[number] = error
-                continue
-            for chunk in chunks:
-                groups.setdefault((len(chunk), _resource_bytes(chunk)), []).append((number, chunk))
-        for key, group in groups.items():
-            for start in range(0, len(group), TOGETHER):
-                self._decode_group(key, group[start : start + TOGETHER], contents)
+        parts: list[Chunk] = list(enumerate(messages))
+        while parts:
+            # What holds more than one resource comes back in parts, each of which is a message of one.
+            parts = [part for key, group in self._by_sender(parts) for part in self._decode_group(key, group, contents)]
         return contents
 
-    def _decode_group(self, key: tuple[int, bytes], group: list[Chunk], contents: Contents) -> None:
+    def _by_sender(self, parts: list[Chunk]) -> Iterable[tuple[tuple[int, bytes], list[Chunk]]]:
+        """Messages of the same length and the same resource bytes, a few at a time."""
+        groups: dict[tuple[int, bytes], list[Chunk]] = {}
+        ends = self._resource_ends
+        for part in parts:
+            message = part[1]
+            end = ends.get(message[:_LENGTHS])
+            if end is None:
+                end = self._remember_end(message)
+            key = (len(message), message[:end])
+            group = groups.get(key)
+            if group is None:
+                group = groups[key] = []
+            group.append(part)
+        for key, group in groups.items():
+            for start in range(0, len(group), TOGETHER):
+                yield key, group[start : start + TOGETHER]
+
+    def _remember_end(self, message: bytes) -> int:
+        if len(self._resource_ends) >= _MOST_LENGTHS:
+            self._resource_ends.clear()
+        end = self._resource_ends[message[:_LENGTHS]] = _resource_end(message)
+        return end
+
+    def _decode_group(self, key: tuple[int, bytes], group: list[Chunk], contents: Contents) -> list[Chunk]:
+        """Returns the parts of those that hold more than one resource."""
         sender = self._senders.get(key)
         if sender is not None:
             self._senders.move_to_end(key)
             for template in sender.templates:
                 group = self._recognise(template, group, contents)
+        parts: list[Chunk] = []
         while group:
-            template_made = self._walk(group[0], key, contents)
-            group = group[1:]
+            (number, message), *group = group
+            try:
+                resources = _resources(message)
+            except MalformedMetricsError as error:
+                contents.problems[number] = error
+                continue
+            if resources != [message]:
+                parts += [(number, resource) for resource in resources]
+                continue
+            template_made = self._walk((number, message), key, contents)
             if template_made is not None:
                 group = self._recognise(template_made, group, contents)
+        return parts
 
     def _recognise(self, template: Template, group: list[Chunk], contents: Contents) -> list[Chunk]:
         """Read what is of the template's shape; returns the rest."""
@@ -110,7 +140,7 @@ class Decoder:
         self.walked += 1
         try:
             parsed = _parse(chunk)
-            sketch = walk(parsed)
+            sketch = walk(parsed.resource_metrics[0])
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             # No message of a stranger may stop the pipeline, not even one that we failed to imagine.
             contents.problems[number] = MalformedMetricsError(f"cannot be read: {error}")
@@ -136,38 +166,37 @@ class Decoder:
         return template
 
 
-def _parse(chunk: bytes) -> ResourceMetrics:
-    parsed = ResourceMetrics()
-    try:
-        parsed.ParseFromString(chunk)
-    except DecodeError as error:
-        raise MalformedMetricsError(f"resource metrics: {error}") from error
-    return parsed
-
-
-def _resource_chunks(message: bytes) -> list[bytes]:
-    """The bytes of each ResourceMetrics. The common case, one resource and nothing else, is cut by hand."""
-    if message and message[0] == _RESOURCE_METRICS_TAG:
-        length, start = _varint(message, 1)
-        if start and start + length == len(message):
-            return [message[start:]]
+def _parse(message: bytes) -> ExportMetricsServiceRequest:
     request = ExportMetricsServiceRequest()
     try:
         request.ParseFromString(message)
     except DecodeError as error:
         raise MalformedMetricsError(f"not an OTLP metrics request: {error}") from error
-    if not request.resource_metrics:
+    return request
+
+
+def _resources(message: bytes) -> list[bytes]:
+    """A request for each resource of the message: the message itself in the common case, told without parsing."""
+    if message and message[0] == _FIRST_FIELD_TAG:
+        length, start = _varint(message, 1)
+        if start and start + length == len(message):
+            return [message]
+    resources = _parse(message).resource_metrics
+    if not resources:
         raise MalformedMetricsError("no resource metrics in the message")
-    return [resource.SerializeToString() for resource in request.resource_metrics]
+    return [ExportMetricsServiceRequest(resource_metrics=[each]).SerializeToString() for each in resources]
 
 
-def _resource_bytes(chunk: bytes) -> bytes:
-    """The encoded resource at the start of a ResourceMetrics; empty when something else comes first."""
-    if chunk and chunk[0] == _RESOURCE_METRICS_TAG:
-        length, start = _varint(chunk, 1)
-        if start and start + length <= len(chunk):
-            return chunk[start : start + length]
-    return b""
+def _resource_end(message: bytes) -> int:
+    """Where the description of the first resource ends; 0 where the message does not begin with one."""
+    position = 0
+    for _ in range(2):
+        if position >= len(message) or message[position] != _FIRST_FIELD_TAG:
+            return 0
+        length, position = _varint(message, position + 1)
+        if not position:
+            return 0
+    return position + length
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:

@@ -13,15 +13,17 @@ from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
-from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from collector.walk import Histogram, Point, Row, Scalar, Sketch, Worker
 from fleetpulse.stream.dictionary import TABLES
 
-Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+
+WORD_BYTES: Final = 8
 
 # A value that was not sent. A NaN with a payload of its own: a NaN that was sent must stay recognisable as one.
 ABSENT_BITS: Final = 0x7FF8_F1EE_7B01_5E00
@@ -180,8 +182,9 @@ class Template:
     """Recognises and reads the messages of one shape and one sender."""
 
     plan: Plan
-    constant: Bytes  # the message with zeros where values are
-    mask: Bytes  # 255 at constant bytes, 0 at values
+    filling: bytes  # what a message lacks of whole words
+    constant: Words  # the message with zeros where values are
+    mask: Words  # ones at constant bytes, zeros at values
     gather: Indices  # byte positions of scalars, then times
     scalar_count: int
     integers: Indices  # which scalars are integers on the wire
@@ -190,12 +193,13 @@ class Template:
 
     def read(self, messages: Sequence[bytes]) -> tuple[npt.NDArray[np.bool_], Floats, Integers]:
         """Scalars and times of messages of this template's length, and which of them are of its shape."""
-        raw = np.frombuffer(b"".join(messages), dtype=np.uint8).reshape(len(messages), -1)
-        matches: npt.NDArray[np.bool_] = ((raw & self.mask) == self.constant).all(axis=1)
-        words = raw.take(self.gather, axis=1)
-        integers = words.view("<i8")
+        # A word at a time: each message is filled up to whole ones.
+        words = np.frombuffer(self.filling.join([*messages, b""]), dtype="<u8").reshape(len(messages), -1)
+        matches: npt.NDArray[np.bool_] = ((words & self.mask) == self.constant).all(axis=1)
+        values = words.view(np.uint8).take(self.gather, axis=1)
+        integers = values.view("<i8")
         scalars = np.empty((len(messages), self.scalar_count + 1), dtype=np.float64)
-        scalars[:, :-1] = words.view("<f8")[:, : self.scalar_count]
+        scalars[:, :-1] = values.view("<f8")[:, : self.scalar_count]
         if len(self.integers):
             scalars[:, self.integers] = integers[:, self.integers]
         scalars[:, -1] = ABSENT
@@ -205,7 +209,7 @@ class Template:
         return matches, scalars, times
 
 
-def make_template(message: bytes, parsed: ResourceMetrics, sketch: Sketch, plan: Plan) -> Template | None:
+def make_template(message: bytes, parsed: ExportMetricsServiceRequest, sketch: Sketch, plan: Plan) -> Template | None:
     """A template of a message just walked, or None when its shape does not allow one.
 
     ``parsed`` is the object the sketch refers to; its values are overwritten.
@@ -217,15 +221,17 @@ def make_template(message: bytes, parsed: ResourceMetrics, sketch: Sketch, plan:
     if places is None:
         return None
     one_time = bool((known.times == known.times[:, :1]).all())
-    mask = np.full(len(message), 255, dtype=np.uint8)
+    filling = bytes(-len(message) % WORD_BYTES)
+    mask = np.full(len(message) + len(filling), 255, dtype=np.uint8)
     for place in places.values():
-        mask[place : place + 8] = 0
+        mask[place : place + WORD_BYTES] = 0
     read = [places[id(value.holder), value.attribute] for value in (*sketch.scalars, *sketch.times)]
     template = Template(
         plan,
-        np.frombuffer(message, dtype=np.uint8) & mask,
-        mask,
-        (_indices(read)[:, None] + np.arange(8)).reshape(-1),
+        filling,
+        (np.frombuffer(message + filling, dtype=np.uint8) & mask).view("<u8"),
+        mask.view("<u8"),
+        (_indices(read)[:, None] + np.arange(WORD_BYTES)).reshape(-1),
         len(sketch.scalars),
         _indices([i for i, s in enumerate(sketch.scalars) if s.attribute in _INTEGER_FIELDS]),
         one_time,
@@ -244,7 +250,9 @@ def _times_of_rows(sketch: Sketch, times: Integers) -> tuple[Indices, Indices]:
     return _indices(left), _indices(right)
 
 
-def _value_places(parsed: ResourceMetrics, sketch: Sketch, length: int) -> dict[tuple[int, str], int] | None:
+def _value_places(
+    parsed: ExportMetricsServiceRequest, sketch: Sketch, length: int
+) -> dict[tuple[int, str], int] | None:
     """Where each 8-byte value of the message lies, by holder and field; None when that cannot be told."""
     values = {(id(value.holder), value.attribute): value for value in (*sketch.scalars, *sketch.times)}
     for value in _unused_values(parsed):
@@ -256,16 +264,21 @@ def _value_places(parsed: ResourceMetrics, sketch: Sketch, length: int) -> dict[
     return places if len(marked) == length and -1 not in found and len(found) == len(places) else None
 
 
-def _unused_values(parsed: ResourceMetrics) -> Iterator[Scalar]:
+def _unused_values(parsed: ExportMetricsServiceRequest) -> Iterator[Scalar]:
     """Values that vary and that nobody reads: start times, and points that feed nothing. Absent ones are left
     absent, for writing them would lengthen the message."""
-    for scope in parsed.scope_metrics:
-        for metric in scope.metrics:
-            kind = metric.WhichOneof("data")
-            for point in getattr(metric, kind).data_points if kind in {"gauge", "sum"} else ():
-                for name in ("start_time_unix_nano", "time_unix_nano", point.WhichOneof("value")):
-                    if name is not None and (name == point.WhichOneof("value") or getattr(point, name)):
-                        yield Scalar(point, name, 0.0)
+    metrics = (
+        each for resource in parsed.resource_metrics for scope in resource.scope_metrics for each in scope.metrics
+    )
+    for metric in metrics:
+        kind = metric.WhichOneof("data")
+        for point in getattr(metric, kind).data_points if kind in {"gauge", "sum"} else ():
+            value = point.WhichOneof("value")
+            if value is not None:
+                yield Scalar(point, value, 0.0)
+            for name in ("start_time_unix_nano", "time_unix_nano"):
+                if getattr(point, name):
+                    yield Scalar(point, name, 0.0)
 
 
 def _mark(value: Scalar, mark: int) -> bytes:

@@ -178,11 +178,15 @@ def text_attributes(attributes: Iterable[KeyValue]) -> Attributes:
 
 
 def _clean(text: str) -> str:
+    if len(text) <= TEXT_LIMIT and "\x00" not in text:
+        return text
     return text.replace("\x00", "")[:TEXT_LIMIT]
 
 
 def _text(value: AnyValue) -> str:
     kind = value.WhichOneof("value")
+    if kind == "string_value":
+        return value.string_value
     if kind is None:
         return ""
     content = getattr(value, kind)
