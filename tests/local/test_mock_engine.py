@@ -133,6 +133,30 @@ async def test_background_load_can_be_set_and_moves_the_numbers(engine: aiohttp.
     assert 0 < loaded["kv_cache_usage_ratio"] <= 1
 
 
+async def test_a_stalled_engine_accepts_work_and_does_no_steps_until_it_is_well_again(
+    engine: aiohttp.ClientSession,
+) -> None:
+    async with engine.post("/mock/state", json={"stalled": True}) as response:
+        assert await response.json() == {"stalled": True, "loading": False}
+    async with asyncio.TaskGroup() as group:
+        completion = group.create_task(complete(engine, max_tokens=2))
+        assert (await until(engine, "requests_waiting", 1))["steps_total"] == 0
+        async with engine.get("/v1/models") as response:
+            assert response.status == 200
+        async with engine.post("/mock/state", json={"stalled": False}) as response:
+            assert response.status == 200
+    assert completion.result()["usage"]
+
+
+async def test_an_engine_that_loads_its_model_answers_503(engine: aiohttp.ClientSession) -> None:
+    for loading, status in ((True, 503), (False, 200)):
+        async with engine.post("/mock/state", json={"loading": loading}) as response:
+            assert response.status == 200
+        for path in ("/health", "/metrics", "/v1/models"):
+            async with engine.get(path) as response:
+                assert response.status == status
+
+
 async def test_requests_wait_while_the_kv_cache_is_full() -> None:
     limits = EngineLimits(step_seconds=0.01, kv_cache_tokens=100)
     async with (
@@ -159,6 +183,9 @@ async def test_requests_wait_while_the_kv_cache_is_full() -> None:
         ("/v1/chat/completions", b'{"messages": [1]}', 400),
         ("/mock/load", b'{"requests_per_second": -1}', 400),
         ("/mock/load", b"{}", 400),
+        ("/mock/state", b"not json", 400),
+        ("/mock/state", b'{"stalled": 1}', 400),
+        ("/mock/state", b'{"stale": true}', 400),
     ],
 )
 async def test_wrong_requests_are_refused_in_openais_shape(

@@ -17,6 +17,8 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="mock-model", help="name of the model it pretends to serve")
     parser.add_argument("--load", type=float, default=0.0, help="background requests a second")
     parser.add_argument("--step-seconds", type=float, default=EngineLimits().step_seconds, help="time for one token")
+    parser.add_argument("--stalled", action="store_true", help="accept requests and do nothing with them")
+    parser.add_argument("--loading", action="store_true", help="answer 503, as if the model were still being loaded")
     return parser.parse_args(given)
 
 
@@ -26,7 +28,9 @@ def main(given: Sequence[str] | None = None) -> int:
     limits = EngineLimits(step_seconds=asked.step_seconds)
 
     async def serve(stop: asyncio.Event) -> None:
-        async with mock_engine(asked.port, asked.model, asked.load, limits, asked.host) as port:
+        async with mock_engine(
+            asked.port, asked.model, asked.load, limits, asked.host, stalled=asked.stalled, loading=asked.loading
+        ) as port:
             print(f"mock engine: {asked.model} on http://{asked.host}:{port}", flush=True)
             await stop.wait()
 

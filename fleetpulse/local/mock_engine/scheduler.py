@@ -18,6 +18,8 @@ FinishReason = Literal["stop", "length", "abort"]
 _SWELL_SECONDS: Final = 60.0
 _SWELL_RATIO: Final = 0.8
 _PREFIX_CACHE_HIT_RATIO: Final = 0.4
+# A stalled engine's queue must not grow for ever.
+_BACKGROUND_WAITING_MOST: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,16 @@ class Request:
 
 
 class Scheduler:
-    """Admits requests in order of arrival while there is room, and gives each running one a token a step."""
+    """Admits requests in order of arrival while there is room, and gives each running one a token a step.
+
+    While ``stalled``, requests are still accepted and nothing is done with them.
+    """
 
     def __init__(
         self, limits: EngineLimits, metrics: EngineMetrics, requests_per_second: float, randomness: random.Random
     ) -> None:
         self.requests_per_second = requests_per_second
+        self.stalled = False
         self._limits = limits
         self._metrics = metrics
         self._random = randomness
@@ -66,7 +72,10 @@ class Scheduler:
         while True:
             started = time.monotonic()
             self._add_background_load(started)
-            self.step(started)
+            if self.stalled:
+                self._show_load()
+            else:
+                self.step(started)
             await asyncio.sleep(max(0.0, started + self._limits.step_seconds - time.monotonic()))
 
     def step(self, now: float) -> None:
@@ -78,6 +87,9 @@ class Scheduler:
         if self._running:
             prefilled = sum(request.prompt_tokens for request in new)
             self._metrics.stepped(prefilled + len(self._running), len(self._running))
+        self._show_load()
+
+    def _show_load(self) -> None:
         unfinished = sum(request.finish_reason is None for request in self._running)
         self._metrics.load(unfinished, len(self._waiting), self._tokens_held() / self._limits.kv_cache_tokens)
 
@@ -134,7 +146,7 @@ class Scheduler:
     def _add_background_load(self, now: float) -> None:
         swell = 1.0 + _SWELL_RATIO * math.sin(2 * math.pi * now / _SWELL_SECONDS)
         expected = self.requests_per_second * swell * self._limits.step_seconds
-        for _ in range(_poisson(expected, self._random)):
+        for _ in range(min(_poisson(expected, self._random), _BACKGROUND_WAITING_MOST - len(self._waiting))):
             self._waiting.append(synthetic_request(self._random, self._limits))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
@@ -18,23 +19,25 @@ from fleetpulse.local.mock_engine.metrics import EngineMetrics
 from fleetpulse.local.mock_engine.scheduler import EngineLimits, Request, Scheduler, natural_tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MockEngine:
-    """What the handlers need."""
+    """What the handlers need. While ``loading``, the model is not there yet and every answer is 503."""
 
     model: str
     limits: EngineLimits
     scheduler: Scheduler
     registry: CollectorRegistry
     randomness: random.Random
+    loading: bool = False
 
 
 _ENGINE: Final = web.AppKey("engine", MockEngine)
 
 
 def application(engine: MockEngine) -> web.Application:
-    """The server's routes. ``POST /mock/load`` is ours: it sets the background load."""
-    app = web.Application()
+    """The server's routes. Two are ours: ``POST /mock/load`` sets the background load, ``POST /mock/state`` has the
+    engine stall or load its model for as long as it is told to."""
+    app = web.Application(middlewares=[_unready_while_loading])
     app[_ENGINE] = engine
     app.router.add_get("/health", _health)
     app.router.add_get("/metrics", _metrics)
@@ -42,7 +45,15 @@ def application(engine: MockEngine) -> web.Application:
     app.router.add_post("/v1/completions", _completions)
     app.router.add_post("/v1/chat/completions", _completions)
     app.router.add_post("/mock/load", _load)
+    app.router.add_post("/mock/state", _state)
     return app
+
+
+@web.middleware
+async def _unready_while_loading(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if request.app[_ENGINE].loading and not request.path.startswith("/mock/"):
+        return web.Response(status=503)
+    return await handler(request)
 
 
 async def _health(_: web.Request) -> web.Response:
@@ -78,6 +89,21 @@ async def _load(http: web.Request) -> web.Response:
         return _refusal("requests_per_second must be between 0 and 1000")
     engine.scheduler.requests_per_second = asked
     return web.json_response({"requests_per_second": asked})
+
+
+async def _state(http: web.Request) -> web.Response:
+    engine = http.app[_ENGINE]
+    try:
+        asked = await http.json()
+    except ValueError:
+        asked = None
+    if not isinstance(asked, dict) or not all(
+        name in ("stalled", "loading") and isinstance(value, bool) for name, value in asked.items()
+    ):
+        return _refusal('the body must be {"stalled": true or false, "loading": true or false}, or one of them')
+    engine.scheduler.stalled = asked.get("stalled", engine.scheduler.stalled)
+    engine.loading = asked.get("loading", engine.loading)
+    return web.json_response({"stalled": engine.scheduler.stalled, "loading": engine.loading})
 
 
 def _refusal(text: str, status: int = 400) -> web.Response:
@@ -156,13 +182,17 @@ async def mock_engine(
     limits: EngineLimits | None = None,
     host: str = "127.0.0.1",
     seed: int | None = None,
+    stalled: bool = False,
+    loading: bool = False,
 ) -> AsyncIterator[int]:
     """Serve a mock engine while the block runs; yields its port. Raises OSError when the port is taken."""
     registry, randomness, limits = CollectorRegistry(), random.Random(seed), limits or EngineLimits()
     scheduler = Scheduler(limits, EngineMetrics(registry, model), requests_per_second, randomness)
+    scheduler.stalled = stalled
+    engine = MockEngine(model, limits, scheduler, registry, randomness, loading)
     stepping = asyncio.create_task(scheduler.run(), name="mock-engine-steps")
     try:
-        async with serving(application(MockEngine(model, limits, scheduler, registry, randomness)), host, port) as used:
+        async with serving(application(engine), host, port) as used:
             yield used
     finally:
         stepping.cancel()
