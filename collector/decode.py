@@ -9,6 +9,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from collector.kinship import Kin
 from collector.template import Decoded, Plan, Template, decoded, make_template
 from collector.walk import walk
 from fleetpulse.stream.errors import MalformedMetricsError
@@ -17,6 +18,10 @@ from fleetpulse.stream.errors import MalformedMetricsError
 TEMPLATES_PER_SENDER: Final = 4
 # A sender whose messages never repeat a shape is walked without further attempts.
 FRUITLESS_ATTEMPTS: Final = 8
+
+# Kinds of machine, and for each the shapes of its messages, whose templates serve new senders.
+MOST_KINDS: Final = 1_000
+KIN_PER_KIND: Final = 4
 
 # Messages of one sender read at once, which bounds the memory they take.
 TOGETHER: Final = 128
@@ -45,6 +50,9 @@ class Contents:
     """How many of a message's resources do not say whose they are."""
 
 
+SenderKey = tuple[int, bytes]
+"""A message's length, and its bytes up to the end of what describes the resource."""
+
 Chunk = tuple[int, bytes]
 """A message's number and a request of one resource: the message itself, or a part of it."""
 
@@ -57,8 +65,10 @@ class Decoder:
 
     def __init__(self, most_senders: int = 20_000) -> None:
         self._most_senders = most_senders
-        self._senders: OrderedDict[tuple[int, bytes], _Sender] = OrderedDict()
+        self._senders: OrderedDict[SenderKey, _Sender] = OrderedDict()
         self._resource_ends: dict[bytes, int] = {}
+        # By the lengths of message and resource: senders of one kind differ in names alone.
+        self._kin: dict[tuple[int, int], list[Kin]] = {}
         self.recognised = 0
         self.walked = 0
 
@@ -71,9 +81,9 @@ class Decoder:
             parts = [part for key, group in self._by_sender(parts) for part in self._decode_group(key, group, contents)]
         return contents
 
-    def _by_sender(self, parts: list[Chunk]) -> Iterable[tuple[tuple[int, bytes], list[Chunk]]]:
+    def _by_sender(self, parts: list[Chunk]) -> Iterable[tuple[SenderKey, list[Chunk]]]:
         """Messages of the same length and the same resource bytes, a few at a time."""
-        groups: dict[tuple[int, bytes], list[Chunk]] = {}
+        groups: dict[SenderKey, list[Chunk]] = {}
         ends = self._resource_ends
         for part in parts:
             message = part[1]
@@ -95,7 +105,7 @@ class Decoder:
         end = self._resource_ends[message[:_LENGTHS]] = _resource_end(message)
         return end
 
-    def _decode_group(self, key: tuple[int, bytes], group: list[Chunk], contents: Contents) -> list[Chunk]:
+    def _decode_group(self, key: SenderKey, group: list[Chunk], contents: Contents) -> list[Chunk]:
         """Returns the parts of those that hold more than one resource."""
         sender = self._senders.get(key)
         if sender is not None:
@@ -104,6 +114,11 @@ class Decoder:
                 group = self._recognise(template, group, contents)
         parts: list[Chunk] = []
         while group:
+            adopted = self._adopt(key, group[0][1])
+            if adopted is not None:
+                group = self._recognise(adopted, group, contents)
+                if not group:
+                    break
             (number, message), *group = group
             try:
                 resources = _resources(message)
@@ -117,6 +132,24 @@ class Decoder:
             if template_made is not None:
                 group = self._recognise(template_made, group, contents)
         return parts
+
+    def _adopt(self, key: SenderKey, message: bytes) -> Template | None:
+        """The template of a sender not heard before that is built like another one."""
+        if key in self._senders:
+            return None
+        length, resource = key
+        for kin in self._kin.get((length, len(resource)), ()):
+            template = kin.adopt(message)
+            if template is not None:
+                self._add_sender(key).templates.append(template)
+                return template
+        return None
+
+    def _add_sender(self, key: SenderKey) -> _Sender:
+        sender = self._senders[key] = _Sender()
+        if len(self._senders) > self._most_senders:
+            self._senders.popitem(last=False)
+        return sender
 
     def _recognise(self, template: Template, group: list[Chunk], contents: Contents) -> list[Chunk]:
         """Read what is of the template's shape; returns the rest."""
@@ -134,7 +167,7 @@ class Decoder:
             self.recognised += len(found)
         return [chunk for chunk, match in zip(group, matches, strict=True) if not match]
 
-    def _walk(self, numbered: Chunk, key: tuple[int, bytes], contents: Contents) -> Template | None:
+    def _walk(self, numbered: Chunk, key: SenderKey, contents: Contents) -> Template | None:
         """Read a resource point by point; returns its template when one was made of it."""
         number, chunk = numbered
         self.walked += 1
@@ -152,9 +185,7 @@ class Decoder:
         contents.resources.append(decoded(sketch, plan, number))
         sender = self._senders.get(key)
         if sender is None:
-            sender = self._senders[key] = _Sender()
-            if len(self._senders) > self._most_senders:
-                self._senders.popitem(last=False)
+            sender = self._add_sender(key)
             if plan.sequence is None:
                 return None  # not one of our agents, of whom more is to come: worth a template once it comes again
         if sender.attempts >= FRUITLESS_ATTEMPTS:
@@ -163,7 +194,18 @@ class Decoder:
         template = make_template(chunk, parsed, sketch, plan)
         if template is not None:
             sender.templates = [template, *sender.templates][:TEMPLATES_PER_SENDER]
+            self._remember_kin(key, chunk, template)
         return template
+
+    def _remember_kin(self, key: SenderKey, message: bytes, template: Template) -> None:
+        length, resource = key
+        kin = Kin.of(message, _resource_place(resource), template) if resource else None
+        if kin is None:
+            return
+        if len(self._kin) >= MOST_KINDS:
+            self._kin.clear()
+        known = self._kin.get((length, len(resource)), [])
+        self._kin[length, len(resource)] = [kin, *known][:KIN_PER_KIND]
 
 
 def _parse(message: bytes) -> ExportMetricsServiceRequest:
@@ -185,6 +227,13 @@ def _resources(message: bytes) -> list[bytes]:
     if not resources:
         raise MalformedMetricsError("no resource metrics in the message")
     return [ExportMetricsServiceRequest(resource_metrics=[each]).SerializeToString() for each in resources]
+
+
+def _resource_place(start_of_message: bytes) -> slice:
+    """Where the description of the resource is, in a message cut off behind it."""
+    _, position = _varint(start_of_message, 1)
+    length, _ = _varint(start_of_message, position + 1)
+    return slice(len(start_of_message) - length, len(start_of_message))
 
 
 def _resource_end(message: bytes) -> int:

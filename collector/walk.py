@@ -135,7 +135,7 @@ class Sketch:
 def walk(resource_metrics: ResourceMetrics) -> Sketch:
     """Read one resource. Points that cannot be used are counted by reason; a resource without identity has no
     worker, and nothing else is read from it."""
-    worker = _worker(text_attributes(resource_metrics.resource.attributes))
+    worker = worker_of(text_attributes(resource_metrics.resource.attributes))
     sketch = Sketch(worker)
     if worker is None:
         return sketch
@@ -149,7 +149,8 @@ def walk(resource_metrics: ResourceMetrics) -> Sketch:
     return sketch
 
 
-def _worker(attributes: Attributes) -> Worker | None:
+def worker_of(attributes: Attributes) -> Worker | None:
+    """Whose resource it is by its attributes; None when they do not say."""
     worker_id = next((attributes[name] for name in identity.WORKER_ID_ATTRIBUTES if attributes.get(name)), None)
     if worker_id is None or not usable_identity(worker_id):
         return None
