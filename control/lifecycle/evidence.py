@@ -1,0 +1,33 @@
+"""Anything as JSON that PostgreSQL stores: evidence is what others said, and others say NaN and NUL."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import msgspec
+from psycopg.types.json import Jsonb
+
+
+def stored(value: Mapping[str, Any]) -> Jsonb:
+    """A parameter for a jsonb column. Not a finite number becomes null; what JSON does not know becomes text."""
+    return Jsonb(plain(value))
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's own types."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.replace("\x00", "\ufffd")
+    if isinstance(value, Mapping):
+        return {plain(str(key)): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(one) for one in value]
+    if isinstance(value, msgspec.Struct):
+        return plain(msgspec.structs.asdict(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    return plain(str(value))
