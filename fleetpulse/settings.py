@@ -41,7 +41,7 @@ class StreamSettings(BaseSettings):
     sasl_password: SecretStr | None = Field(None, description="SASL password")
     ssl_ca_file: Path | None = Field(None, description="CA certificates of the brokers; the system's when unset")
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
-        "lz4", description="Compression of what fleetpulse writes"
+        "zstd", description="Compression of what fleetpulse writes"
     )
     acks: Literal["all", "1"] = Field("all", description="Replicas that must have a message before it counts as sent")
     request_timeout_seconds: PositiveSeconds = Field(10.0, description="Longest wait for a broker's answer")
@@ -118,7 +118,27 @@ class ControlSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: Port = Field(8001, description="Port of the API, /metrics, /healthz and /readyz")
     admin_key: SecretStr | None = Field(
-        None, description="Key of the API (Authorization: Bearer); required unless the address is loopback"
+        None, description="Key of the API (Authorization: Bearer) that may do everything; unset, only keys and users do"
+    )
+    session_secret: SecretStr | None = Field(
+        None, min_length=32, description="Signs session cookies, the same in every process; random at start when unset"
+    )
+    session_seconds: PositiveSeconds = Field(43_200.0, description="A session ends this long after the login")
+    login_attempts: int = Field(
+        10, ge=1, description="Failed logins of one address for one user in a window, before further ones are refused"
+    )
+    login_window_seconds: PositiveSeconds = Field(300.0, description="Window in which failed logins are counted")
+    access_cache_seconds: PositiveSeconds = Field(
+        5.0, description="Longest that a looked-up key or session is used without looking again"
+    )
+    idempotency_seconds: PositiveSeconds = Field(
+        86_400.0, description="A POST sent again with its Idempotency-Key within this time has the first answer"
+    )
+    body_bytes: int = Field(262_144, ge=1_024, description="Largest body of a request")
+    events_kept: int = Field(10_000, ge=1, le=1_000_000, description="Events kept for clients that come back")
+    event_clients: int = Field(200, ge=1, description="Most clients of /events at a time")
+    event_interval_seconds: PositiveSeconds = Field(
+        15.0, description="A stream of events says at least this often that it lives"
     )
     database_connections: int = Field(8, ge=1, le=1_000, description="Most database connections")
     query_timeout_seconds: PositiveSeconds = Field(10.0, description="Longest a query of the API may take")
@@ -126,6 +146,15 @@ class ControlSettings(BaseSettings):
     providers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Providers that machines are made at, comma-separated, by the names of their entry points"
     )
+
+
+class ClientSettings(BaseSettings):
+    """The commands that ask control."""
+
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_CONTROL_", extra="ignore")
+
+    url: str | None = Field(None, description="Control's API; that of the running `fleetpulse up` when unset")
+    api_key: SecretStr | None = Field(None, description="Key for it; that of the running `fleetpulse up` when unset")
 
 
 class MockProviderSettings(BaseSettings):
@@ -262,6 +291,7 @@ GROUPS: Final[Sequence[type[BaseSettings]]] = (
     AgentSettings,
     CollectorSettings,
     ControlSettings,
+    ClientSettings,
     MockProviderSettings,
     ScalewaySettings,
     StaticSettings,
