@@ -10,6 +10,7 @@ import os
 import platform
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import psycopg
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
@@ -41,7 +43,7 @@ QUICK = os.environ.get("QUICK") == "1"
 WORKERS = 200
 MESSAGES_PER_WORKER = 150 if QUICK else 600
 ROUNDS = 1 if QUICK else 3
-AGENT_SECONDS = 25 if QUICK else 60
+AGENT_SECONDS = 24 if QUICK else 90
 RELATIONS = ("system_samples", "gpu_samples", "engine_samples", "metric_points")
 RESULTS = Path(__file__).with_name("results") / "ingest.json"
 SAMPLE_NANOSECONDS = 5 * 10**9
@@ -228,6 +230,87 @@ def measure_heartbeats(folder: Path) -> dict[str, object]:
     return {"heartbeat_commit_p99_ms": percentile(counted, 0.99) * 1000, "heartbeats": counted[float("inf")]}
 
 
+def measure_agents(folder: Path) -> dict[str, object]:
+    """How many agents one collector keeps up with: samples every 10 s and heartbeats every 5 s, as docs/agent.md has it
+    for very large fleets. Half as many are tried when the lag grows, or when they cannot be simulated fast enough."""
+    agents, tried = 10_000, {}
+    while agents >= 1_000:
+        (folder / str(agents)).mkdir(mode=0o755)
+        tried[agents] = lag_seconds(folder / str(agents), agents)
+        if is_sustained(tried[agents]):
+            break
+        agents //= 2
+    return {"agents_sustained": agents if agents >= 1_000 else 0, "lag_seconds_by_agents": tried}
+
+
+def is_sustained(lag: list[float]) -> bool:
+    """Never more than an interval behind, and in the last third no further than in the one before."""
+    third = len(lag) // 3
+    return max(lag[third:]) < 10 and statistics.mean(lag[-third:]) < statistics.mean(lag[third : 2 * third]) + 1
+
+
+def lag_seconds(folder: Path, agents: int) -> list[float]:
+    """Every second: messages sent and not read, over messages sent in a second."""
+    kafka, port = broker(folder / "broker"), free_port()
+    with EmbeddedPostgres(folder / "postgres") as postgres:
+        kafka.start()
+        try:
+            asyncio.run(ensure_topics(StreamSettings(bootstrap=kafka.bootstrap)))
+            with running(collector(folder, kafka.bootstrap, postgres.url(), port)):
+                times = ("--interval", "10", "--heartbeat-interval", "5", "--duration", str(AGENT_SECONDS))
+                command = (sys.executable, "-m", "fleetpulse", "simulate", "--agents", str(agents), *times)
+                report = folder / "report.json"
+                environment = os.environ | {"FLEETPULSE_KAFKA_BOOTSTRAP": kafka.bootstrap}
+                simulation = Child("simulate", (*command, "--json", str(report)), folder / "simulate.log", environment)
+                lag = []
+                with running(simulation):
+                    while simulation.running:
+                        time.sleep(1.0)
+                        lag.append(gauge(port, "fleetpulse_collector_lag_messages") / (agents * (1 / 10 + 1 / 5)))
+                behind = json.loads(report.read_text())["behind_seconds"]
+                return [max(each, behind) if behind > 10 else each for each in lag]
+        finally:
+            kafka.stop()
+
+
+def gauge(port: int, name: str) -> float:
+    """A metric of the collector, all its series together."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def measure_agent(folder: Path) -> dict[str, object]:
+    """The agent on this host with eight GPUs of a stub driver: heartbeats every second, samples every 5 s."""
+    stub = Path(__file__).parents[1] / "tests" / "agent" / "nvml_stub.c"
+    subprocess.run(
+        ("cc", "-shared", "-fPIC", "-pthread", "-o", str(folder / "libnvidia-ml.so.1"), str(stub)), check=True
+    )
+    kafka = broker(folder / "broker")
+    kafka.start()
+    try:
+        asyncio.run(ensure_topics(StreamSettings(bootstrap=kafka.bootstrap)))
+        environment = os.environ | {
+            "FLEETPULSE_KAFKA_BOOTSTRAP": kafka.bootstrap,
+            "FLEETPULSE_AGENT_PORT": str(free_port()),
+            "FLEETPULSE_AGENT_GPUS": "nvml",
+            "FLEETPULSE_AGENT_STATE_DIR": str(folder / "state"),
+            "LD_LIBRARY_PATH": str(folder),
+        }
+        agent = Child("agent", (sys.executable, "-m", "fleetpulse", "agent"), folder / "agent.log", environment)
+        with running(agent):
+            process = psutil.Process(agent.pid)
+            time.sleep(15)  # started, connected, and a few samples old
+            began, before = time.perf_counter(), process.cpu_times()
+            time.sleep(AGENT_SECONDS)
+            after = process.cpu_times()
+            seconds_passed = time.perf_counter() - began
+            used = after.user + after.system - before.user - before.system
+            return {"agent_cpu_ratio": used / seconds_passed, "agent_rss_bytes": process.memory_info().rss}
+    finally:
+        kafka.stop()
+
+
 def buckets(port: int) -> dict[float, float]:
     """Cumulative counts of the collector's heartbeat histogram by upper bound."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
@@ -254,7 +337,7 @@ def main() -> None:
         "rounds": ROUNDS,
     }
     result |= measure_decode()
-    for measure in (measure_rows, measure_heartbeats):
+    for measure in (measure_agent, measure_rows, measure_heartbeats, measure_agents):
         # Not a folder of one user's: under root the database server runs as another account.
         with tempfile.TemporaryDirectory(prefix="fleetpulse-bench-") as folder:
             result |= measure(Path(folder))
