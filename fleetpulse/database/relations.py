@@ -52,6 +52,13 @@ _OTHERS: Final[dict[str, str]] = {
     "volumes": "provider zone volume_id instance_id name size_bytes state attempts failure created_at deleted_at",
     "sessions": "session_id user_id created_at expires_at ended_at",
     "idempotency_keys": "principal key_digest method path body_digest status answer created_at expires_at",
+    "job_states": "state job delay_seconds",
+    "job_work": "subject job due_at attempts owner lease_until token memory",
+    "lifecycle_publisher": "single owner lease_until token",
+    "health_results": "result_id instance_id at probe succeeded detail",
+    "orphan_machines": "provider zone machine_id instance_id instance_type status ours price_per_hour currency"
+    " first_seen_at last_seen_at resolved_at",
+    "outdated_agents": "instance_id worker_id agent_version agent_checksum wanted_version noticed_at",
     "retention_floors": "relation floor",
     "database_profile": "name",
 }

@@ -57,7 +57,7 @@ class StreamProducer:
         await self._close()
 
     async def send(
-        self, topic: str, value: bytes, key: bytes | None = None, headers: Sequence[tuple[str, bytes]] = ()
+        self, topic: str, value: bytes | None, key: bytes | None = None, headers: Sequence[tuple[str, bytes]] = ()
     ) -> None:
         """Return once the broker has acknowledged the message.
 
