@@ -83,6 +83,7 @@ class Ingest:
         self._directory = Directory(settings.series_per_worker)
         self._positions: dict[ProducerKey, Position] = {}
         self._writing: asyncio.Task[None] | None = None
+        self._handed_over = float("-inf")
         self._careful_rounds = 0
         self._unwritable: set[tuple[TopicPartition, int]] = set()
         self._last_round: tuple[TopicPartition, int] | None = None
@@ -179,12 +180,13 @@ class Ingest:
         self.problem = None
 
     async def _fetch(self, most: int) -> tuple[dict[TopicPartition, list[Record]], list[Gap]]:
-        """The next round of records. A small one waits a moment for what is on its way: fewer, larger transactions,
-        at no noticeable delay."""
+        """The next round of records. Small ones are not written at once when another one just was: fewer, larger
+        transactions, at no noticeable delay."""
         fetched, gaps = await self._source.fetch(self._ownership.seconds_until_due(), most)
         count = sum(len(records) for records in fetched.values())
-        if 0 < count < most // SMALL_ROUND:
-            await asyncio.sleep(self._settings.batch_age_seconds)
+        early_seconds = self._handed_over + self._settings.batch_age_seconds - time.monotonic()
+        if 0 < count < most // SMALL_ROUND and early_seconds > 0:
+            await asyncio.sleep(early_seconds)
             more, more_gaps = await self._source.fetch(0, most - count)
             for partition, records in more.items():
                 fetched.setdefault(partition, []).extend(records)
@@ -242,6 +244,7 @@ class Ingest:
         self._writing = asyncio.create_task(
             self._commit(WriteSet(encoded, positions, steps), intake, heard), name="collector-write"
         )
+        self._handed_over = time.monotonic()
         # The task begins at the next pause of this one, which may otherwise be after the next round's decoding.
         await asyncio.sleep(0)
 

@@ -92,7 +92,7 @@ class CollectorSettings(BaseSettings):
         (), description="SHA-256 digests (hex) of the tokens that open the HTTP door, comma-separated; none closes it"
     )
     batch_rows: int = Field(20_000, ge=1, le=1_000_000, description="Most rows written in one transaction, roughly")
-    batch_age_seconds: PositiveSeconds = Field(0.02, description="Longest wait for more messages before writing")
+    batch_age_seconds: PositiveSeconds = Field(0.02, description="Shortest time between transactions while there is little to write")
     message_bytes: int = Field(4_194_304, ge=1_024, description="Largest message accepted; larger are dead letters")
     lease_seconds: PositiveSeconds = Field(3.0, description="A collector silent for this long loses its partitions")
     future_tolerance_seconds: float = Field(
@@ -252,6 +252,7 @@ class JobSettings(BaseSettings):
     poll_interval_seconds: PositiveSeconds = Field(0.5, description="How often due work is looked for")
     batch_items: int = Field(200, ge=1, le=10_000, description="Most items of a job claimed at once")
     concurrent_items: int = Field(100, ge=1, le=10_000, description="Most items of a job worked on at once")
+    lease_seconds: PositiveSeconds = Field(10.0, description="A process silent for this long loses what it works on")
     worker_environment: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Further settings of every agent, NAME=VALUE, comma-separated; the Kafka ones are passed on"
     )
@@ -261,9 +262,9 @@ class JobSettings(BaseSettings):
     provisioning_timeout_seconds: PositiveSeconds = Field(60.0, description="Longest wait for a machine to be made")
 
     health_check_interval_seconds: PositiveSeconds = Field(1.0, description="First pause between checks of an instance")
-    health_check_most_seconds: PositiveSeconds = Field(10.0, description="Longest pause between checks of an instance")
+    health_check_most_seconds: PositiveSeconds = Field(5.0, description="Longest pause between checks of an instance")
     health_check_timeout_seconds: PositiveSeconds = Field(
-        300.0, description="Longest a check may take, the start of the runtime included"
+        900.0, description="Longest a check may take, the start of the runtime included"
     )
     probe_timeout_seconds: PositiveSeconds = Field(2.0, description="Longest wait for the answer to one probe")
     probe_cache_seconds: float = Field(0.5, ge=0, lt=30, description="A probe's result is used again for this long")
