@@ -12,6 +12,8 @@ from control.providers.interface import Provider
 from fleetpulse.settings import ControlSettings, SettingsError
 
 GROUP: Final = "fleetpulse.providers"
+# Extras of ours that are not named after their provider.
+_EXTRAS: Final = {"mock": "local", "static": "ssh"}
 
 
 def installed() -> dict[str, Callable[[], Provider]]:
@@ -29,9 +31,9 @@ def check(settings: ControlSettings) -> None:
 
 @asynccontextmanager
 async def opened(names: Sequence[str]) -> AsyncIterator[Mapping[str, Provider]]:
-    """The providers of these names, open while the block runs.
+    """The providers of these names, open while the block runs. Opening one asks it nothing: it may be away.
 
-    Raises SettingsError for an unknown name or wrong settings, and ProviderError when one cannot be opened.
+    Raises SettingsError for an unknown name or wrong settings.
     """
     _check(names)
     makers = installed()
@@ -61,6 +63,3 @@ def _maker(point: EntryPoint) -> Callable[[], Provider]:
         return factory()
 
     return make
-
-
-_EXTRAS: Final = {"mock": "local", "static": "ssh"}
