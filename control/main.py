@@ -2,7 +2,8 @@
 
 heartbeats ──▶ follower ──▶ FleetView ──▶ /workers
 PostgreSQL ──▶ directory ──────┘
-     └───────▶ /gpu/activity, /system/activity, /engine/activity
+     └───────▶ access ──▶ every endpoint: deployments, instances, activity, …
+lifecycle messages ──▶ events ──▶ /events
 """
 
 import asyncio
@@ -11,8 +12,14 @@ from dataclasses import replace
 
 from prometheus_client import CollectorRegistry
 
-from control.api import authentication
-from control.api.application import Parts, application
+from control.access import admission
+from control.access.admission import Admission
+from control.access.attempts import Attempts
+from control.access.listener import listen
+from control.api.application import application
+from control.api.call import Parts
+from control.api.event_log import EventLog
+from control.api.event_sources import follow_lifecycle, watch_workers
 from control.database import Database
 from control.directory import Directory, keep
 from control.follower import follow
@@ -22,7 +29,7 @@ from fleetpulse.http import serving
 from fleetpulse.settings import ControlSettings, DatabaseSettings, StreamSettings
 from fleetpulse.stream.consumer import StreamReader
 from fleetpulse.stream.fleet_view import FleetRules, FleetView
-from fleetpulse.stream.topics import HEARTBEATS
+from fleetpulse.stream.topics import HEARTBEATS, LIFECYCLE
 from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
@@ -37,7 +44,7 @@ async def run(
 
     Raises SettingsError for settings that cannot be used, and OSError when the port is taken.
     """
-    authentication.check(settings)
+    admission.check(settings)
     retention.check(database_settings)
     registry = CollectorRegistry()
     view = FleetView(replace(FleetRules(), stale_after_seconds=stream.stale_after_seconds))
@@ -45,20 +52,30 @@ async def run(
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(settings, database_settings))
         reader = await stack.enter_async_context(StreamReader(stream, [HEARTBEATS.name], CLIENT_ID))
+        # A reader of its own: the heartbeats' lag must stay the heartbeats'.
+        lifecycle = await stack.enter_async_context(StreamReader(stream, [LIFECYCLE.name], f"{CLIENT_ID}-events"))
         registry.register(StateCollector(view, reader, database))
-        app = application(
-            settings,
-            database_settings,
-            Parts(database, directory, view, reader),
-            registry,
-            lambda: lacking(database, reader),
+        parts = Parts(
+            settings=settings,
+            retention=database_settings,
+            database=database,
+            directory=directory,
+            view=view,
+            reader=reader,
+            admission=Admission(settings, database),
+            attempts=Attempts(settings.login_attempts, settings.login_window_seconds),
+            events=EventLog(settings.events_kept),
         )
+        app = application(parts, registry, lambda: lacking(database, reader))
         port = await stack.enter_async_context(serving(app, settings.host, settings.port))
         _log.info("control started", extra={"host": settings.host, "port": port})
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(follow(reader, view, HeartbeatMetrics(registry)), name="follower"),
                 group.create_task(keep(database_settings, database, directory, view), name="directory"),
+                group.create_task(listen(database_settings, parts.admission), name="access"),
+                group.create_task(follow_lifecycle(lifecycle, parts.events), name="events"),
+                group.create_task(watch_workers(view, parts.events), name="worker events"),
             ]
             await stop.wait()
             for task in tasks:

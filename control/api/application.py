@@ -1,57 +1,88 @@
 """The service's HTTP application: what wraps every request, and which endpoints there are."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Final
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry
 
-import fleetpulse
-from control.api import activity, workers
+from control.api import routing
 from control.api.authentication import authenticated
+from control.api.call import Parts
 from control.api.correlation import correlated
+from control.api.endpoint import Endpoint
 from control.api.problems import problems
-from control.database import Database
-from control.directory import Directory
+from control.api.resources import (
+    actions,
+    activity,
+    api_keys,
+    catalogue,
+    deployments,
+    documentation,
+    events,
+    health,
+    instance_history,
+    instance_steps,
+    instances,
+    model_access,
+    models,
+    offerings,
+    organizations,
+    progress,
+    runtime_models,
+    sessions,
+    users,
+    workers,
+)
 from control.metrics import HttpMetrics
 from fleetpulse.http import Readiness, add_health_endpoints
-from fleetpulse.settings import ControlSettings, DatabaseSettings
-from fleetpulse.stream.consumer import StreamReader
-from fleetpulse.stream.fleet_view import FleetView
+
+# In the order in which the documentation shows them.
+RESOURCES: Final = (
+    deployments,
+    instances,
+    progress,
+    instance_history,
+    instance_steps,
+    workers,
+    runtime_models,
+    events,
+    actions,
+    activity,
+    catalogue,
+    models,
+    offerings,
+    model_access,
+    organizations,
+    api_keys,
+    users,
+    sessions,
+    health,
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the endpoints answer from."""
-
-    database: Database
-    directory: Directory
-    view: FleetView
-    reader: StreamReader
+def all_endpoints() -> tuple[Endpoint, ...]:
+    """Every endpoint."""
+    found: list[Endpoint] = []
+    for resource in RESOURCES:
+        found += resource.ENDPOINTS
+    return (*found, *documentation.endpoints(found))
 
 
-def application(
-    settings: ControlSettings,
-    retention: DatabaseSettings,
-    parts: Parts,
-    registry: CollectorRegistry,
-    missing: Readiness,
-) -> web.Application:
+def application(parts: Parts, registry: CollectorRegistry, missing: Readiness) -> web.Application:
     """All endpoints."""
+    endpoints = all_endpoints()
+    open_routes = frozenset((one.method, one.path) for one in endpoints if one.scope is None)
     # From the outside in: every answer, a refusal too, has its correlation id, is counted, and is a problem if wrong.
-    app = web.Application(middlewares=[correlated(HttpMetrics(registry)), problems, authenticated(settings)])
+    app = web.Application(
+        middlewares=[correlated(HttpMetrics(registry)), problems, authenticated(parts.admission, open_routes)],
+        client_max_size=parts.settings.body_bytes,
+    )
     add_health_endpoints(app, registry, missing)
-    activity.add_routes(app, parts.database, retention, settings.rows_per_response)
-    workers.add_routes(app, parts.view, parts.directory, parts.reader)
-    app.router.add_get("/", _index([resource.canonical for resource in app.router.resources()]))
+    for endpoint in endpoints:
+        routing.add(app, endpoint, parts)
+
+    async def end_streams(_: web.Application) -> None:
+        parts.events.close()
+
+    app.on_shutdown.append(end_streams)
     return app
-
-
-def _index(paths: Sequence[str]) -> Handler:
-    async def index(_: web.Request) -> web.Response:
-        return web.json_response(
-            {"service": "fleetpulse control", "version": fleetpulse.__version__, "endpoints": list(paths)}
-        )
-
-    return index

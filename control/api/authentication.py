@@ -1,77 +1,78 @@
-"""Who may use the API: holders of the admin key; on a loopback address, for reading, anyone on this machine."""
+"""Who asks: a key in the header, or a session's cookie. Everything but what is open needs one of them."""
 
-import hashlib
-import hmac
-import ipaddress
+from collections.abc import Collection
 from typing import Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from control.access.admission import Admission
+from control.access.principal import NotAdmittedError, Principal
 from control.api.problems import ProblemError
-from fleetpulse.settings import ControlSettings, SettingsError
 
-# Monitoring must work where the key is not known; these tell nothing about single workers.
-OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
-_READING: Final = frozenset({"GET", "HEAD"})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a service that listens on ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+COOKIE: Final = "fleetpulse_session"
+CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="fleetpulse control"'}
+PRINCIPAL: Final = web.RequestKey("principal", Principal)
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def check(settings: ControlSettings) -> None:
-    """Refuse to serve others without a key. Raises SettingsError."""
-    key = settings.admin_key
-    if key is not None and not key.get_secret_value().strip():
-        raise SettingsError("FLEETPULSE_CONTROL_ADMIN_KEY is empty: unset it or give a key")
-    if key is None and not is_loopback(settings.host):
-        raise SettingsError(
-            f"FLEETPULSE_CONTROL_ADMIN_KEY is not set, and others can reach {settings.host or 'every address'}: set a "
-            "key, or FLEETPULSE_CONTROL_HOST=127.0.0.1"
-        )
-
-
-def authenticated(settings: ControlSettings) -> Middleware:
-    """Let requests through that may pass; 401 for the rest."""
-    key = settings.admin_key
-    expected = _digest(key.get_secret_value()) if key else None
-    local = is_loopback(settings.host)
+def authenticated(admission: Admission, open_routes: Collection[tuple[str, str]]) -> Middleware:
+    """Let requests through whose sender is known, or whose route (method and pattern) is open; 401 for the rest."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in OPEN_PATHS:
-            _admit(request, expected, local)
+        if _route(request) not in open_routes:
+            request[PRINCIPAL] = await identified(request, admission)
         return await handler(request)
 
     return middleware
 
 
-def _admit(request: web.Request, expected: bytes | None, local: bool) -> None:
-    given = request.headers.get("Authorization")
-    if given is None:
-        # Without any key a loopback service is its user's own.
-        if local and (expected is None or request.method in _READING):
-            return
-        raise _refusal("this needs Authorization: Bearer with the admin key")
-    scheme, _, credential = given.partition(" ")
+async def identified(request: web.Request, admission: Admission) -> Principal:
+    """Who sent a request. Raises ProblemError (401, or 403 for what another site made a browser send)."""
+    authorization = request.headers.get("Authorization")
+    cookie = request.cookies.get(COOKIE)
+    try:
+        if authorization is not None:
+            return await admission.by_key(_bearer(authorization))
+        if cookie is None:
+            raise _refusal("this needs a key (Authorization: Bearer KEY), or a session (POST /sessions)")
+        principal = await admission.by_session(cookie)
+    except NotAdmittedError as error:
+        raise _refusal(str(error)) from error
+    if request.method not in _SAFE:
+        require_same_origin(request, needed=True)
+    return principal
+
+
+def require_same_origin(request: web.Request, *, needed: bool) -> None:
+    """Refuse what another site's page makes a browser send (403). Where it is not ``needed``, programs that send
+    neither header may pass."""
+    site = request.headers.get("Sec-Fetch-Site")
+    origin = request.headers.get("Origin")
+    if site is not None:
+        allowed = site == "same-origin"
+    elif origin is not None:
+        allowed = urlsplit(origin).netloc == request.headers.get("Host")
+    else:
+        allowed = not needed
+    if not allowed:
+        raise ProblemError(403, "a session's cookie only counts for requests of this service's own pages")
+
+
+def _bearer(authorization: str) -> str:
+    scheme, _, credential = authorization.partition(" ")
     if scheme.lower() != "bearer":
         raise _refusal("the only accepted scheme is Bearer")
-    if expected is None:
-        raise _refusal("this service has no admin key: send no credentials, or set FLEETPULSE_CONTROL_ADMIN_KEY")
-    # Digests have one length: neither the key's length nor its beginning shows in the time taken.
-    if not hmac.compare_digest(_digest(credential.strip()), expected):
-        raise _refusal("wrong admin key")
+    return credential.strip()
+
+
+def _route(request: web.Request) -> tuple[str, str]:
+    resource = request.match_info.route.resource
+    method = "GET" if request.method == "HEAD" else request.method
+    return method, resource.canonical if resource is not None else ""
 
 
 def _refusal(detail: str) -> ProblemError:
-    return ProblemError(401, detail, headers={"WWW-Authenticate": 'Bearer realm="fleetpulse control"'})
-
-
-def _digest(text: str) -> bytes:
-    # Header bytes that are not UTF-8 arrive as lone surrogates.
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return ProblemError(401, detail, headers=CHALLENGE)

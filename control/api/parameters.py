@@ -1,13 +1,13 @@
-"""Reading query parameters: what is wrong with each is collected, so that one answer names all of it."""
+"""What activity requests ask for: how far back, how fine, and of whom."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, Literal, get_args
+from typing import Annotated, ClassVar, Final, Literal, get_args
 
-from aiohttp import web
+from pydantic import BeforeValidator, Field
 
+from control.api.fields import Query, WholeNumber
 from control.api.problems import FieldError, unprocessable
 from control.api.statements import Level
 from fleetpulse.settings import DatabaseSettings
@@ -35,9 +35,31 @@ WINDOW_DEFAULT_SECONDS: Final = 300
 # Days are kept for good; this is the longest any retention may be set to.
 DAYS_KEPT: Final = 36_500.0
 IDENTITIES_MAXIMUM: Final = 500
-# As heartbeats have it; a comma separates.
-_IDENTITY: Final = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,200}")
-_WHOLE_NUMBER: Final = re.compile(r"[0-9]{1,10}")
+
+
+def _split(value: object) -> object:
+    """All values of a parameter that may be repeated and may hold a comma-separated list."""
+    return [part for text in value for part in text.split(",")] if isinstance(value, list) else value
+
+
+Identities = Annotated[
+    # As heartbeats have it; a comma separates.
+    list[Annotated[str, Field(pattern=r"^[\x21-\x2b\x2d-\x7e]{1,200}$")]],
+    BeforeValidator(_split),
+    Field(max_length=IDENTITIES_MAXIMUM),
+]
+
+
+class ActivityQuery(Query):
+    """Parameters of an activity request."""
+
+    repeatable: ClassVar = ("instance_id", "worker_id")
+    window_s: Annotated[WholeNumber, Field(ge=1, description="Seconds until now")] = WINDOW_DEFAULT_SECONDS
+    granularity: Annotated[Granularity | None, Field(description="Unless given, the finest that suits the window")] = (
+        None
+    )
+    instance_id: Annotated[Identities | None, Field(description="Only these instances; may be repeated")] = None
+    worker_id: Annotated[Identities | None, Field(description="Only these workers; may be repeated")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +72,14 @@ class ActivityParameters:
     worker_ids: list[str] | None
 
 
-def refuse_unknown(request: web.Request, known: Sequence[str]) -> list[FieldError]:
-    """A misspelt parameter would otherwise silently do nothing."""
-    return [
-        FieldError(_printable(name), f"unknown parameter; known: {', '.join(known) or 'none'}")
-        for name in dict.fromkeys(request.query)
-        if name not in known
-    ]
-
-
-def activity(request: web.Request, retention: DatabaseSettings) -> ActivityParameters:
-    """Read an activity request. Raises ProblemError (422) that names every field at fault."""
-    errors = refuse_unknown(request, ("window_s", "granularity", "instance_id", "worker_id"))
-    window = _window(request, errors)
-    chosen = _granularity(request, errors)
-    instance_ids = _identities(request, "instance_id", errors)
-    worker_ids = _identities(request, "worker_id", errors)
+def activity(query: ActivityQuery, retention: DatabaseSettings) -> ActivityParameters:
+    """Settle what was left open. Raises ProblemError (422) for a window beyond what is kept."""
+    window = query.window_s
     kept = retained_seconds(retention)
-    granularity = chosen or _comfortable(window, kept)
+    granularity = query.granularity or _comfortable(window, kept)
     if window > kept[granularity]:
-        errors.append(FieldError("window_s", f"{granularity} values are kept for {kept[granularity]:.0f} s"))
-    if errors:
-        raise unprocessable(errors)
-    return ActivityParameters(window, granularity, instance_ids, worker_ids)
+        raise unprocessable([FieldError("window_s", f"{granularity} values are kept for {kept[granularity]:.0f} s")])
+    return ActivityParameters(window, granularity, query.instance_id, query.worker_id)
 
 
 def _comfortable(window: int, kept: Mapping[Granularity, float]) -> Granularity:
@@ -88,52 +95,3 @@ def retained_seconds(retention: DatabaseSettings) -> Mapping[Granularity, float]
         "day": DAYS_KEPT,
     }
     return {granularity: 86_400 * kept for granularity, kept in days.items()}
-
-
-def _one(request: web.Request, name: str, errors: list[FieldError]) -> str | None:
-    values = request.query.getall(name, [])
-    if len(values) > 1:
-        errors.append(FieldError(name, "given more than once"))
-    return values[0] if values else None
-
-
-def _window(request: web.Request, errors: list[FieldError]) -> int:
-    text = _one(request, "window_s", errors)
-    if text is None:
-        return WINDOW_DEFAULT_SECONDS
-    if not _WHOLE_NUMBER.fullmatch(text) or int(text) < 1:
-        errors.append(FieldError("window_s", "must be a whole number of seconds, 1 or more"))
-        return WINDOW_DEFAULT_SECONDS
-    return int(text)
-
-
-def _granularity(request: web.Request, errors: list[FieldError]) -> Granularity | None:
-    text = _one(request, "granularity", errors)
-    if text is None:
-        return None
-    for granularity in GRANULARITIES:
-        if text == granularity:
-            return granularity
-    errors.append(FieldError("granularity", f"must be one of {', '.join(GRANULARITIES)}"))
-    return None
-
-
-def _identities(request: web.Request, name: str, errors: list[FieldError]) -> list[str] | None:
-    """All values of a parameter that may be repeated and may hold a comma-separated list."""
-    if name not in request.query:
-        return None
-    identities = [part for value in request.query.getall(name) for part in value.split(",")]
-    if len(identities) > IDENTITIES_MAXIMUM:
-        errors.append(FieldError(name, f"{len(identities)} are too many; at most {IDENTITIES_MAXIMUM}"))
-    elif any(not is_identity(one) for one in identities):
-        errors.append(FieldError(name, "must be 1 to 200 printable ASCII characters without spaces and commas"))
-    return identities
-
-
-def is_identity(text: str) -> bool:
-    """Whether a worker or instance could have this name."""
-    return _IDENTITY.fullmatch(text) is not None
-
-
-def _printable(name: str) -> str:
-    return name[:100].encode("unicode_escape").decode()

@@ -1,11 +1,11 @@
 """Errors on HTTP: RFC 9457 problem details, each with the correlation id of the request."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
@@ -24,6 +24,18 @@ class FieldError:
 
     field: str
     detail: str
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a request was not answered (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    correlation_id: str | None
+    errors: Sequence[FieldError] = ()
+    """The fields at fault."""
 
 
 class ProblemError(Exception):
@@ -50,17 +62,18 @@ def unprocessable(errors: Sequence[FieldError]) -> ProblemError:
 
 def response(problem: ProblemError) -> web.Response:
     """The problem as JSON."""
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": HTTPStatus(problem.status).phrase,
-        "status": problem.status,
-        "detail": problem.detail,
-        "correlation_id": correlation_id.get(),
-    }
-    if problem.errors:
-        body["errors"] = [{"field": error.field, "detail": error.detail} for error in problem.errors]
+    body = Problem(
+        type="about:blank",
+        title=HTTPStatus(problem.status).phrase,
+        status=problem.status,
+        detail=problem.detail,
+        correlation_id=correlation_id.get(),
+        errors=problem.errors,
+    )
     return web.Response(
-        text=json.dumps(body), status=problem.status, headers=problem.headers, content_type=CONTENT_TYPE
+        body=msgspec.json.encode(body),
+        status=problem.status,
+        headers={**problem.headers, "Content-Type": f"{CONTENT_TYPE}; charset=utf-8"},
     )
 
 
@@ -88,4 +101,6 @@ def _of_http(request: web.Request, error: web.HTTPException) -> ProblemError:
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return ProblemError(405, f"{request.path} answers {allowed}", headers=headers)
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return ProblemError(413, f"the body is too large: {error.text}")
     return ProblemError(error.status, error.reason, headers=headers)

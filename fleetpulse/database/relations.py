@@ -49,7 +49,8 @@ _OTHERS: Final[dict[str, str]] = {
     " correlation_id at",
     "lifecycle_outbox": "outbox_id instance_id message created_at",
     "action_log": "action_id at action succeeded instance_id provider actor duration_seconds detail correlation_id",
-    "volumes": "provider zone volume_id instance_id name size_bytes state attempts failure created_at deleted_at",
+    "volumes": "provider zone volume_id instance_id name size_bytes state attempts failure created_at deleted_at"
+    " orphan_since retry_at",
     "sessions": "session_id user_id created_at expires_at ended_at",
     "idempotency_keys": "principal key_digest method path body_digest status answer created_at expires_at",
     "job_states": "state job delay_seconds",

@@ -10,7 +10,11 @@ from prometheus_client import CollectorRegistry
 from psycopg.sql import SQL, Identifier
 from pydantic import SecretStr
 
-from control.api.application import Parts, application
+from control.access.admission import Admission
+from control.access.attempts import Attempts
+from control.api.application import application
+from control.api.call import Parts
+from control.api.event_log import EventLog
 from control.database import Database
 from control.directory import Directory
 from control.main import run
@@ -25,6 +29,15 @@ from fleetpulse.stream.fleet_view import FleetView
 from fleetpulse.stream.topics import HEARTBEATS
 
 WAIT_SECONDS = 30.0
+ADMIN_KEY = "the admin key of the tests"
+
+
+CLEAR = """
+DELETE FROM idempotency_keys; DELETE FROM sessions; DELETE FROM api_keys; DELETE FROM users; DELETE FROM action_log;
+DELETE FROM lifecycle_outbox; DELETE FROM volumes; DELETE FROM instances; DELETE FROM deployments;
+DELETE FROM instance_types; DELETE FROM zones; DELETE FROM providers; DELETE FROM offerings; DELETE FROM models;
+DELETE FROM organizations
+"""
 
 
 class Api:
@@ -34,11 +47,18 @@ class Api:
         self.url = url
         self.session = session
         self.parts = parts
+        self.admin = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
     async def get(self, path: str, status: int = 200, **query: Any) -> Any:
         """The JSON body; the status must be the expected one."""
-        async with self.session.get(self.url + path, params=query) as answer:
-            body = await answer.json(content_type=None)
+        return await self.ask("GET", path, status, params=query)
+
+    async def ask(self, method: str, path: str, status: int = 200, key: str | None = None, **options: Any) -> Any:
+        """The JSON body, as the admin or with a key; the status must be the expected one."""
+        credential = {"Authorization": f"Bearer {key}"} if key else self.admin
+        headers = credential | options.pop("headers", {})
+        async with self.session.request(method, self.url + path, headers=headers, **options) as answer:
+            body = await answer.json(content_type=None) if answer.status != 204 else None
             assert answer.status == status, body
             return body
 
@@ -66,6 +86,7 @@ async def sql(shared_database_url: str) -> AsyncIterator[psycopg.AsyncConnection
             for relation in (table.name, *(f"{table.name}_{level}" for level in ("1m", "1h", "1d"))):
                 await connection.execute(SQL("DELETE FROM {}").format(Identifier(relation)))
         await connection.execute("DELETE FROM gpus; DELETE FROM engines; DELETE FROM workers")
+        await connection.execute(CLEAR)
 
 
 @pytest.fixture
@@ -75,7 +96,7 @@ async def serve() -> AsyncIterator[Serve]:
         session = await stack.enter_async_context(aiohttp.ClientSession())
 
         async def start(database_url: str | None = None, **settings: Any) -> Api:
-            control = ControlSettings(port=0, **settings)
+            control = ControlSettings(port=0, **{"admin_key": ADMIN_KEY, **settings})
             nowhere = f"127.0.0.1:{free_port()}"
             url = database_url or f"postgresql://{nowhere}/none"
             database_settings = DatabaseSettings(url=SecretStr(url))
@@ -84,11 +105,21 @@ async def serve() -> AsyncIterator[Serve]:
                 database.accept()
             stream = StreamSettings(bootstrap=nowhere)
             reader = await stack.enter_async_context(StreamReader(stream, [HEARTBEATS.name], "test"))
-            parts = Parts(database, Directory(), FleetView(), reader)
+            parts = Parts(
+                settings=control,
+                retention=database_settings,
+                database=database,
+                directory=Directory(),
+                view=FleetView(),
+                reader=reader,
+                admission=Admission(control, database),
+                attempts=Attempts(control.login_attempts, control.login_window_seconds),
+                events=EventLog(control.events_kept),
+            )
             registry = CollectorRegistry()
             HeartbeatMetrics(registry)
             registry.register(StateCollector(parts.view, reader, database))
-            app = application(control, database_settings, parts, registry, dict)
+            app = application(parts, registry, dict)
             port = await stack.enter_async_context(serving(app, "127.0.0.1", 0))
             return Api(f"http://127.0.0.1:{port}", session, parts)
 
@@ -107,10 +138,11 @@ class Service:
     def __init__(self, port: int, session: aiohttp.ClientSession) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._session = session
+        self.admin = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
     async def get(self, path: str) -> tuple[int, Any, Any]:
         """Status, body and headers."""
-        async with self._session.get(self.url + path) as answer:
+        async with self._session.get(self.url + path, headers=self.admin) as answer:
             return answer.status, await answer.json(content_type=None), answer.headers
 
     async def until(self, path: str, condition: Callable[[int, Any], bool], seconds: float = WAIT_SECONDS) -> Any:
@@ -144,7 +176,8 @@ def running() -> Callable[..., Any]:
             request_timeout_seconds=3.0,
             stale_after_seconds=stale_after_seconds,
         )
-        control = asyncio.create_task(run(ControlSettings(port=port, **settings), stream, database, stop))
+        own = ControlSettings(port=port, **{"admin_key": ADMIN_KEY, **settings})
+        control = asyncio.create_task(run(own, stream, database, stop))
         try:
             async with aiohttp.ClientSession() as session:
                 yield Service(port, session)

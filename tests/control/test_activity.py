@@ -303,7 +303,7 @@ async def test_rows_can_be_asked_for_by_instance_and_worker(
     for number, name in enumerate("abc"):
         worker = await add_worker(sql, name, f"i{name}")
         await put(sql, "system_samples", [{"time": ago(10 - number), "worker_key": worker, "load_average_1m": 1.0}])
-    async with api.session.get(f"{api.url}/system/activity", params=query) as answer:
+    async with api.session.get(f"{api.url}/system/activity", params=query, headers=api.admin) as answer:
         assert [row["worker_id"] for row in (await answer.json())["rows"]] == expected
 
 

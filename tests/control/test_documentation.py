@@ -6,9 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from control.api.families import FAMILIES
-from control.api.workers import described
-from control.directory import Directory
-from fleetpulse.stream.fleet_view import FleetView
+from control.api.resources.workers import Worker
 
 TEXT = (Path(__file__).parents[2] / "docs" / "control.md").read_text()
 
@@ -30,15 +28,15 @@ def test_every_field_of_an_activity_row_is_documented_in_order(family: Any) -> N
 
 
 def test_every_field_of_a_worker_is_documented() -> None:
-    view = FleetView()
-    view.know("w", "w", 0.0)
-    (seen,) = view.snapshot(0.0)
-    assert set(first_column(section("Workers"))) == set(described(seen, Directory())) - {"worker_id", "instance_id"}
+    assert set(first_column(section("Workers"))) == set(Worker.__struct_fields__) - {"worker_id", "instance_id"}
 
 
 async def test_every_metric_is_documented(serve: Any) -> None:
     api = await serve()
-    async with api.session.get(f"{api.url}/workers"), api.session.get(f"{api.url}/metrics") as answer:
+    async with (
+        api.session.get(f"{api.url}/workers", headers=api.admin),
+        api.session.get(f"{api.url}/metrics") as answer,
+    ):
         families = {one.name: one.type for one in text_string_to_metric_families(await answer.text())}
     names = {f"{name}_total" if kind == "counter" else name for name, kind in families.items()}
     documented = set(first_column(section("Metrics"))) - {"fleetpulse_control_stream_lag_records"}

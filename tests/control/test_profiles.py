@@ -6,9 +6,9 @@ import psycopg
 import pytest
 
 from control.api import statements
-from control.api.activity import query_parameters
 from control.api.families import FAMILIES, GPU_ACTIVITY, SYSTEM_ACTIVITY
 from control.api.parameters import LEVELS, ActivityParameters, Granularity
+from control.api.resources.activity import query_parameters
 
 MINUTE = timedelta(minutes=1)
 

@@ -1,0 +1,1 @@
+"""Who may do what: keys, users with passwords, and their sessions."""
