@@ -21,6 +21,12 @@ class MalformedLifecycleError(MessageError):
     reason = "malformed_lifecycle"
 
 
+class MalformedUsageError(MessageError):
+    """Not a usage record: not JSON, a field missing, or a field of the wrong type or size."""
+
+    reason = "malformed_usage"
+
+
 class UnknownSchemaVersionError(MessageError):
     """A message of a schema version this reader does not know."""
 
