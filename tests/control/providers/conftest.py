@@ -1,6 +1,7 @@
 """The mock cloud as a process, and machines asked for."""
 
 import asyncio
+import socket
 import sys
 import time
 import urllib.error
@@ -120,3 +121,10 @@ def metrics_of(until: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
         return found
 
     return read
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that accepts connections and never says anything."""
+    with socket.create_server((LOOPBACK, 0)) as server:
+        yield server.getsockname()[1]
