@@ -60,7 +60,8 @@ def _checked(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-WholeNumber = Annotated[int, BeforeValidator(_digits)]
+# Behind the field's limits: in front of them it would hide them from the document.
+WHOLE_NUMBER: Final = BeforeValidator(_digits)
 # As heartbeats have it.
 Identity = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
@@ -78,7 +79,8 @@ YesOrNo = Literal["true", "false"]
 class Page(Query):
     """Which part of a list: ``cursor`` is the ``next_cursor`` of the part before."""
 
-    limit: Annotated[WholeNumber, Field(ge=1, le=1_000, description="Most elements of the answer")] = 100
+    limit: Annotated[int, Field(ge=1, le=1_000, description="Most elements of the answer"), WHOLE_NUMBER] = 100
     cursor: Annotated[
-        str | None, Field(max_length=1_000, description="next_cursor of the answer before; the first part when missing")
+        Annotated[str, Field(max_length=1_000, pattern=r"^[A-Za-z0-9_-]+$")] | None,
+        Field(description="next_cursor of the answer before; the first part when missing"),
     ] = None

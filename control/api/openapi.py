@@ -18,6 +18,11 @@ from control.api.validation import PATH_TYPES
 Document = dict[str, Any]
 _REFERENCE: Final = "#/components/schemas/"
 EVENT_STREAM: Final = "text/event-stream"
+# Refused by the server before the service sees it.
+NOT_HTTP: Final = {
+    "description": "The request is not proper HTTP, or a line of its head is longer than 8,190 bytes",
+    "content": {"text/plain": {"schema": {"type": "string"}}},
+}
 _VARIABLE: Final = re.compile(r"\{(\w+)\}")
 _MEANINGS: Final[Mapping[int, str]] = {
     401: "The credential is missing or wrong",
@@ -143,6 +148,7 @@ def _responses(endpoint: Endpoint) -> Document:
     good = {status: endpoint.answer_type, **endpoint.other_answers}
     return {
         **{str(code): _good(code, answer, endpoint.contents) for code, answer in good.items()},
+        "400": NOT_HTTP,
         **{str(code): _problem(meaning) for code, meaning in sorted(refusals(endpoint).items()) if code not in good},
     }
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Final, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
-from control.api.fields import Query, WholeNumber
+from control.api.fields import WHOLE_NUMBER, Query
 from control.api.problems import FieldError, unprocessable
 from control.api.statements import Level
 from fleetpulse.settings import DatabaseSettings
@@ -54,7 +54,7 @@ class ActivityQuery(Query):
     """Parameters of an activity request."""
 
     repeatable: ClassVar = ("instance_id", "worker_id")
-    window_s: Annotated[WholeNumber, Field(ge=1, description="Seconds until now")] = WINDOW_DEFAULT_SECONDS
+    window_s: Annotated[int, Field(ge=1, description="Seconds until now"), WHOLE_NUMBER] = WINDOW_DEFAULT_SECONDS
     granularity: Annotated[Granularity | None, Field(description="Unless given, the finest that suits the window")] = (
         None
     )
