@@ -107,7 +107,11 @@ CREATE TABLE outdated_agents (
     noticed_at timestamptz NOT NULL DEFAULT now()
 );
 
+-- Since when a volume belongs to no active instance, and when deleting it is tried again.
+ALTER TABLE volumes ADD COLUMN orphan_since timestamptz, ADD COLUMN retry_at timestamptz;
+
 -- migrate:down
+ALTER TABLE volumes DROP COLUMN orphan_since, DROP COLUMN retry_at;
 DROP TRIGGER plan ON instances;
 DROP FUNCTION plan_jobs;
 DROP INDEX instances_by_change;

@@ -1,0 +1,1 @@
+"""How jobs are run: work in rows, claimed, guarded, put back."""

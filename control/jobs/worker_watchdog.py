@@ -1,0 +1,267 @@
+"""Worker watchdog: a ready worker that falls silent, or whose engine stalls, is dead; one that is heard again is ready.
+
+It works from the picture of the fleet in memory, several times a second, in every control process; only what it
+concludes goes to the database, where one process wins.
+"""
+
+import asyncio
+import heapq
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from control.actions import log_action
+from control.database import UnavailableError
+from control.jobs.framework.context import JobContext
+from control.jobs.framework.probes import ProbeResult
+from control.jobs.framework.roster import Dead, Ready, Roster
+from control.jobs.framework.silence import Death, Silence, death_by_silence, death_by_stall, silence_of
+from control.lifecycle import LifecycleError, transition
+from fleetpulse.stream.fleet_view import WorkerView
+from fleetpulse.telemetry import correlation_id, logger
+
+_log = logger(__name__)
+
+NAME: Final = "worker_watchdog"
+ACTOR: Final = f"job:{NAME}"
+REFRESH_SECONDS: Final = 1.0
+# Longer than a heartbeat takes to be noticed, shorter than anybody's patience.
+PROBE_SECONDS: Final = 1.0
+PROBE_AGAIN_SECONDS: Final = 0.5
+CONCURRENT_PROBES: Final = 50
+# Heartbeats after its death that prove a worker alive: one alone may have been under way when it died.
+HEARTBEATS_OF_LIFE: Final = 2
+
+_DEATHS: Final = """
+SELECT count(*) FROM instance_transitions
+WHERE instance_id = %(instance_id)s AND to_state = 'worker_dead' AND at > now() - %(window)s * interval '1 second'
+"""
+
+
+@dataclass(slots=True)
+class _Suspect:
+    silence: Silence
+    probe: asyncio.Task[ProbeResult] | None = None
+    probed_at: float = float("-inf")
+
+
+class WorkerWatchdog:
+    """Watches until cancelled."""
+
+    def __init__(self, context: JobContext) -> None:
+        self._context = context
+        self._settings = context.settings
+        self._view = context.view
+        self._roster = Roster(context.database, context.view)
+        self._schedule: list[tuple[float, str, int]] = []
+        self._suspects: dict[str, _Suspect] = {}
+        self._probes: set[asyncio.Task[ProbeResult]] = set()
+        self._refreshed_at = float("-inf")
+        self._outage: str | None = None
+
+    async def run(self) -> None:
+        """For ever; without the database nothing is declared, and what was known is watched on."""
+        try:
+            while True:
+                try:
+                    await self.look(time.monotonic())
+                    self._outage = None
+                except UnavailableError as error:
+                    if self._outage is None:
+                        _log.warning("worker watchdog waits for the database", extra={"reason": str(error)})
+                    self._outage = str(error)
+                await asyncio.sleep(self._settings.worker_watchdog_interval_seconds)
+        finally:
+            await self._end_probes()
+
+    async def look(self, now: float) -> None:
+        """One pass. Raises UnavailableError."""
+        started = time.monotonic()
+        if now - self._refreshed_at >= REFRESH_SECONDS:
+            # Also after a failure: one try a second is enough.
+            self._refreshed_at = now
+            for ready in await self._roster.refresh(now):
+                heapq.heappush(self._schedule, (now, ready.instance_id, ready.version))
+            if self._context.guard.holding(NAME):
+                self._context.guard.holds(NAME)
+        stalled = self._check_due(now)
+        for ready, worker, death in stalled:
+            evidence = {"engine_stalled_seconds": worker.engine_stalled_seconds, "heartbeat": worker.heartbeat}
+            await self._declare(ready, death, evidence, None)
+        await self._judge_suspects(now)
+        for dead in list(self._roster.dead.values()):
+            await self._look_for_life(dead, now)
+        self._context.metrics.suspects.set(len(self._suspects))
+        self._context.metrics.duration_seconds.labels(NAME).observe(time.monotonic() - started)
+
+    def _check_due(self, now: float) -> list[tuple[Ready, WorkerView, Death]]:
+        """Look at the workers whose next heartbeat should have come; returns those whose engine stalls."""
+        stalled = []
+        while self._schedule and self._schedule[0][0] <= now:
+            _, instance_id, version = heapq.heappop(self._schedule)
+            ready = self._roster.ready.get(instance_id)
+            if ready is None or ready.version != version:
+                self._suspects.pop(instance_id, None)
+                continue
+            worker = self._view.get(instance_id, now)
+            silence = silence_of(worker, self._known_for(ready, now), self._view.rules.stale_after_seconds)
+            patience = self._settings.suspicion_intervals * silence.interval_seconds - silence.seconds
+            if patience > 0:
+                self._suspects.pop(instance_id, None)
+                death = death_by_stall(self._settings, worker) if worker is not None else None
+                if worker is not None and death is not None:
+                    stalled.append((ready, worker, death))
+            elif instance_id in self._suspects:
+                self._suspects[instance_id].silence = silence
+            else:
+                self._suspects[instance_id] = _Suspect(silence)
+            again = now + max(patience, self._settings.worker_watchdog_interval_seconds)
+            heapq.heappush(self._schedule, (again, instance_id, version))
+        return stalled
+
+    def _known_for(self, ready: Ready, now: float) -> float:
+        joined_for = self._view.joined_for_seconds(now) or 0.0
+        return min(now - ready.since, joined_for)
+
+    async def _judge_suspects(self, now: float) -> None:
+        """Probe them, a few at a time; when many are suspect at once, it is the stream that is."""
+        suspects = {name: one for name, one in self._suspects.items() if name in self._roster.ready}
+        rules = self._view.rules
+        many = len(suspects) >= rules.silence_least_workers and len(suspects) > rules.silence_share * len(
+            self._roster.ready
+        )
+        for instance_id, suspect in suspects.items():
+            ready = self._roster.ready[instance_id]
+            if suspect.probe is not None and suspect.probe.done():
+                probe, suspect.probe = suspect.probe.result(), None
+                await self._judge(ready, probe, many)
+            elif ready.agent_url is None:
+                await self._judge(ready, None, many)
+            elif not many and self._may_probe(suspect, now):
+                suspect.probed_at = now
+                suspect.probe = self._probe(ready.agent_url, instance_id)
+
+    def _may_probe(self, suspect: _Suspect, now: float) -> bool:
+        is_time = suspect.probe is None and now - suspect.probed_at >= PROBE_AGAIN_SECONDS
+        return is_time and len(self._probes) < CONCURRENT_PROBES
+
+    def _probe(self, agent_url: str, instance_id: str) -> asyncio.Task[ProbeResult]:
+        ask = self._context.probes.http(f"{agent_url.rstrip('/')}/healthz", PROBE_SECONDS)
+        task = asyncio.create_task(ask, name=f"probe of {instance_id}")
+        self._probes.add(task)
+        task.add_done_callback(self._probes.discard)
+        return task
+
+    async def _judge(self, ready: Ready, probe: ProbeResult | None, many: bool) -> None:
+        now = time.monotonic()
+        worker = self._view.get(ready.instance_id, now)
+        silence = silence_of(worker, self._known_for(ready, now), self._view.rules.stale_after_seconds)
+        if silence.seconds < self._settings.suspicion_intervals * silence.interval_seconds:
+            return
+        others_alive = silence.seconds > self._settings.answering_silence_seconds and self._others_alive(now)
+        death = death_by_silence(self._settings, silence, probe, others_alive)
+        if death is None:
+            return
+        evidence = silence.told()
+        if probe is not None:
+            evidence["probe"] = {"target": probe.target, "detail": probe.detail, "refused": probe.refused}
+        await self._declare(ready, death, evidence, "many_suspects" if many else None)
+
+    def _others_alive(self, now: float) -> bool:
+        return self._view.counts(now)["alive"] > 0
+
+    async def _declare(self, ready: Ready, death: Death, evidence: Mapping[str, Any], doubt: str | None) -> None:
+        if self._context.guard.holds(NAME, doubt):
+            return
+        outcome = await self._move(ready.instance_id, ready.correlation_id, death, evidence)
+        self._context.metrics.outcomes.labels(NAME, outcome).inc()
+        self._suspects.pop(ready.instance_id, None)
+        self._roster.died(ready, time.monotonic())
+
+    async def _move(self, instance_id: str, correlation: str | None, death: Death, evidence: Mapping[str, Any]) -> str:
+        """What came of it. Another process may have been faster."""
+        correlation_id.set(correlation)
+        try:
+            async with self._context.database.transaction() as connection:
+                version = await transition(
+                    connection,
+                    instance_id,
+                    "worker_dead",
+                    reason=death.reason,
+                    detail=death.detail,
+                    evidence=evidence,
+                    actor=ACTOR,
+                    from_states={"ready"},
+                )
+        except LifecycleError as error:
+            _log.warning("dead worker not declared", extra={"instance_id": instance_id, "error": str(error)})
+            return "refused"
+        finally:
+            correlation_id.set(None)
+        if version is None:
+            return "lost"
+        _log.warning("worker is dead", extra={"instance_id": instance_id, "reason": death.reason})
+        return "worker_dead"
+
+    async def _look_for_life(self, dead: Dead, now: float) -> None:
+        """Enough heartbeats since its death, and an engine that works, bring a worker back."""
+        worker = self._view.get(dead.instance_id, now)
+        if worker is None or worker.state != "alive" or worker.heartbeat is None or now < dead.quiet_until:
+            return
+        heard = (worker.heartbeat.boot_id, worker.heartbeat.sequence)
+        age = worker.heartbeat_age_seconds
+        is_new = age is not None and now - age > dead.since and heard not in dead.heard
+        if is_new and len(dead.heard) < HEARTBEATS_OF_LIFE:
+            dead.heard.append(heard)
+        if len(dead.heard) < HEARTBEATS_OF_LIFE or worker.heartbeat.status not in ("ready", "degraded"):
+            return
+        if death_by_stall(self._settings, worker) is not None or await self._flaps(dead, now):
+            return
+        await self._revive(dead, worker)
+
+    async def _flaps(self, dead: Dead, now: float) -> bool:
+        """Whether it dies so often that it has to wait; said once for each death."""
+        settings = self._settings
+        parameters = {"instance_id": dead.instance_id, "window": settings.flap_window_seconds}
+        ((deaths,),) = await self._context.database.rows(_DEATHS, parameters)
+        quiet_until = dead.since + settings.flap_quiet_seconds
+        if deaths < settings.flap_deaths or now >= quiet_until:
+            return False
+        dead.quiet_until = quiet_until
+        self._context.metrics.circuits_opened.inc()
+        detail = {"why": "it dies too often", "deaths": deaths, "seconds": quiet_until - now}
+        async with self._context.database.transaction() as connection:
+            await log_action(
+                connection, "circuit_opened", succeeded=True, instance_id=dead.instance_id, actor=ACTOR, detail=detail
+            )
+        return True
+
+    async def _revive(self, dead: Dead, worker: WorkerView) -> None:
+        correlation_id.set(dead.correlation_id)
+        try:
+            async with self._context.database.transaction() as connection:
+                await transition(
+                    connection,
+                    dead.instance_id,
+                    "ready",
+                    reason="heard_again",
+                    detail=f"It was heard again after {time.monotonic() - dead.since:.1f} s.",
+                    evidence={"heartbeat": worker.heartbeat, "heartbeats": len(dead.heard)},
+                    actor=ACTOR,
+                    from_states={"worker_dead"},
+                )
+        except LifecycleError as error:
+            _log.warning("worker not revived", extra={"instance_id": dead.instance_id, "error": str(error)})
+        finally:
+            correlation_id.set(None)
+        self._context.metrics.outcomes.labels(NAME, "alive_again").inc()
+        del self._roster.dead[dead.instance_id]
+        # What it is now, and its version, comes with the next look at the database.
+        self._refreshed_at = float("-inf")
+
+    async def _end_probes(self) -> None:
+        probes = list(self._probes)
+        for probe in probes:
+            probe.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
