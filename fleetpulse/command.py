@@ -17,6 +17,7 @@ from fleetpulse.settings import (
     ControlSettings,
     DatabaseSettings,
     LocalSettings,
+    ProxySettings,
     ServiceSettings,
     SettingsError,
     StreamSettings,
@@ -81,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     command("agent", _agent, "agent", "Run the worker agent")
     command("collector", _collector, "collector", "Run the collector")
     command("control", _control, "control", "Run the control service")
+    proxy = command("proxy", _proxy, "proxy", "Run the proxy")
+    proxy.add_argument("--processes", type=int, metavar="N", help="processes that share the port (default: 1)")
     _add_simulate(command("simulate", _simulate, "agent", "Drive simulated agents from one process"))
     command("migrate", _migrate, "collector", "Bring the database's schema up to date and verify it")
     command("doctor", _doctor, "local", "Check each dependency and say what to do")
@@ -149,6 +152,21 @@ def _control(_: argparse.Namespace) -> int:
     _log()
     settings, stream, database = load(ControlSettings), load(StreamSettings), load(DatabaseSettings)
     return _serve(lambda stop: run(settings, stream, database, stop))
+
+
+def _proxy(asked: argparse.Namespace) -> int:
+    from proxy.main import run
+    from proxy.processes import check, run_processes
+
+    _log()
+    settings = load(ProxySettings, processes=asked.processes)
+    stream, database = load(StreamSettings), load(DatabaseSettings)
+    check(settings)
+
+    def serve(process: int | None) -> int:
+        return _serve(lambda stop: run(settings, stream, database, stop, process), fast_loop=True)
+
+    return serve(None) if settings.processes == 1 else run_processes(settings.processes, serve)
 
 
 def _up(asked: argparse.Namespace) -> int:

@@ -79,13 +79,17 @@ async def topic_partitions(consumer: AIOKafkaConsumer, topics: Sequence[str]) ->
 
 
 class StreamReader:
-    """Follows topics from their end, through broker outages.
+    """Follows topics, from their end on unless told otherwise, through broker outages.
 
     After an outage it goes on where it was. A partition whose position no longer exists is followed from its end:
-    readers of the live picture want now, not then.
+    readers of the live picture want now, not then. With ``from_start``, which is for compacted topics, everything that
+    is there is read first, also when the topic was made anew.
     """
 
-    def __init__(self, settings: StreamSettings, topics: Sequence[str], client_id: str) -> None:
+    def __init__(
+        self, settings: StreamSettings, topics: Sequence[str], client_id: str, *, from_start: bool = False
+    ) -> None:
+        self._from_start = from_start
         self._settings = settings
         self._topics = tuple(topics)
         self._client_id = client_id
@@ -140,9 +144,12 @@ class StreamReader:
         if not partitions:
             return
         ends = await consumer.end_offsets(partitions)
+        firsts = await consumer.beginning_offsets(partitions) if self._from_start else ends
         for partition in partitions:
-            # A position beyond the end is one of a topic that was made anew.
-            position = min(self._positions.get(partition, ends[partition]), ends[partition])
+            position = self._positions.get(partition, firsts[partition])
+            if position > ends[partition]:
+                # The topic was made anew.
+                position = firsts[partition]
             self._positions[partition] = position
             consumer.seek(partition, position)
 

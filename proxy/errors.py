@@ -1,0 +1,58 @@
+"""Refusals in OpenAI's shape: what a client's SDK turns into its own exceptions."""
+
+from typing import Any, Final
+
+import msgspec
+
+_encode: Final = msgspec.json.Encoder().encode
+
+_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    408: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+SERVER_ERROR: Final = "server_error"
+
+
+class ProxyError(Exception):
+    """A request that ends without an engine's answer. The message is for the client, without addresses or secrets.
+
+    ``code`` is a fixed word, ``param`` the field of the request at fault. ``retry_after_seconds`` is when a further
+    attempt may succeed.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, param: str | None = None, retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+
+def body(error: ProxyError, correlation_id: str) -> bytes:
+    """The error as JSON."""
+    return _encode({"error": describe(error, correlation_id)})
+
+
+def event(error: ProxyError, correlation_id: str) -> bytes:
+    """The error as the last event of a stream: by then the status line has long been sent."""
+    return b"data: " + body(error, correlation_id) + b"\n\n"
+
+
+def describe(error: ProxyError, correlation_id: str) -> dict[str, Any]:
+    """The fields of OpenAI's error object, and the id that the logs know the request by."""
+    return {
+        "message": error.message,
+        "type": _TYPES.get(error.status, SERVER_ERROR),
+        "param": error.param,
+        "code": error.code,
+        "correlation_id": correlation_id,
+    }

@@ -1,0 +1,131 @@
+"""The server that clients reach: aiohttp's, with our errors, our limits, and a way past it for answers' bodies."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from fleetpulse.settings import ProxySettings
+from fleetpulse.telemetry import logger
+from proxy import errors
+from proxy.call import correlation_id
+from proxy.errors import ProxyError
+from proxy.relay.client import Client
+
+_log = logger(__name__)
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+# What is left of a refused request's body is read for so long, that its client sees the answer.
+LINGER_SECONDS: Final = 2.0
+
+
+class Sent(web.StreamResponse):
+    """An answer that is with the client already."""
+
+    def __init__(self, keeps_alive: bool) -> None:
+        super().__init__()
+        self._keep_alive = keeps_alive
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing is left to do."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to write."""
+
+
+KEPT: Final = Sent(keeps_alive=True)
+CLOSED: Final = Sent(keeps_alive=False)
+
+
+class ClientConnection(RequestHandler):
+    """A client's connection. Who relays to it is told how it takes what is written."""
+
+    __slots__ = ("client",)
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.client: Client | None = None
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly."""
+        super().pause_writing()
+        if self.client is not None and self.client.listener is not None:
+            self.client.listener.client_slow()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        super().resume_writing()
+        if self.client is not None and self.client.listener is not None:
+            self.client.listener.client_ready()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The engine is told before anything else happens; then aiohttp cancels the handler."""
+        client, self.client = self.client, None
+        if client is not None and client.listener is not None:
+            client.listener.client_gone()
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,  # noqa: ARG002
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002
+    ) -> web.StreamResponse:
+        """What is not HTTP as it should be, or what we did wrong, in OpenAI's shape; the connection ends with it."""
+        client = self.client
+        if client is not None and client.head_sent:
+            client.abort()
+            return CLOSED
+        if status >= 500:
+            _log.error("request failed", extra={"error": repr(exc)}, exc_info=exc)
+            error = ProxyError(500, "internal_error", "the proxy failed on this request")
+        else:
+            error = ProxyError(status, "malformed_request", "this is not an HTTP request as it should be")
+        answer = refusal(error, client.correlation_id if client is not None else correlation_id())
+        answer.force_close()
+        return answer
+
+
+class Front(web.Server):
+    """Makes a ClientConnection for each client."""
+
+    def __init__(self, handler: Handler, settings: ProxySettings) -> None:
+        super().__init__(handler, request_factory=self._request, handler_cancellation=True)
+        self._loop = asyncio.get_running_loop()
+        self._body_bytes = settings.body_bytes
+        self._options: dict[str, Any] = {
+            "access_log": None,
+            "keepalive_timeout": settings.idle_timeout_seconds,
+            "max_line_size": settings.header_bytes,
+            "max_field_size": settings.header_bytes,
+            "max_headers": settings.headers,
+            "lingering_time": LINGER_SECONDS,
+            # A compressed body is refused, never inflated.
+            "auto_decompress": False,
+        }
+
+    def __call__(self) -> ClientConnection:
+        """Called by the event loop for each connection."""
+        return ClientConnection(self, loop=self._loop, **self._options)
+
+    def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        return web.BaseRequest(message, payload, protocol, writer, task, self._loop, client_max_size=self._body_bytes)
+
+
+def refusal(error: ProxyError, correlation: str) -> web.Response:
+    """An error as an answer."""
+    headers = {"X-Request-Id": correlation, "X-Correlation-Id": correlation}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(retry_after(error.retry_after_seconds))
+    return web.Response(
+        status=error.status, body=errors.body(error, correlation), content_type="application/json", headers=headers
+    )
+
+
+def retry_after(seconds: float) -> int:
+    """Whole seconds, rounded up, at least one and at most a month."""
+    return max(1, min(31 * 86_400, int(-(-seconds // 1))))

@@ -1,0 +1,188 @@
+"""The proxy's own metrics: golden signals by model, and OpenTelemetry's GenAI server metrics with vLLM's bounds.
+
+A model's label is its Hugging Face id, from the database; a client's own words never become one.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fleetpulse.stream.consumer import StreamReader
+from proxy.access_reader import Access
+from proxy.call import Call
+from proxy.fleet import Fleet, clock
+from proxy.relay.attempts import Attempt
+from proxy.relay.connection import Pool
+
+# vLLM's own bounds, so that both sides can be laid over each other.
+DURATION_BOUNDS: Final = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0),
+    *(30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+FIRST_TOKEN_BOUNDS: Final = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+PER_TOKEN_BOUNDS: Final = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+SELECTION_BOUNDS: Final = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.1)
+_OPERATIONS: Final = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "chat",
+}
+_LABELS: Final = ("gen_ai_operation_name", "gen_ai_request_model")
+NO_MODEL: Final = ""
+
+
+class ModelSeries:
+    """The series of one model and operation, looked up once."""
+
+    def __init__(self, metrics: "ProxyMetrics", path: str, model: str) -> None:
+        operation = _OPERATIONS.get(path, "other")
+        self.duration = metrics.duration.labels(operation, model)
+        self.first_token = metrics.first_token.labels(operation, model)
+        self.per_token = metrics.per_token.labels(operation, model)
+        self.prompt_tokens = metrics.tokens.labels(model, "input")
+        self.made_tokens = metrics.tokens.labels(model, "output")
+
+
+class ProxyMetrics:
+    """Counts and times."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "fleetpulse_proxy_requests_total",
+            "Requests by how they ended, which for a stream is known at its end",
+            ("model", "outcome", "status"),
+            registry=registry,
+        )
+        self.attempts = Counter(
+            "fleetpulse_proxy_attempts_total",
+            "Attempts at workers by how they ended",
+            ("outcome",),
+            registry=registry,
+        )
+        self.ejections = Counter(
+            "fleetpulse_proxy_ejections_total", "Workers taken off the route for their failures", registry=registry
+        )
+        self.tokens = Counter(
+            "fleetpulse_proxy_tokens_total",
+            "Tokens, as far as they are known",
+            ("model", "direction"),
+            registry=registry,
+        )
+        self.in_flight = Gauge("fleetpulse_proxy_requests_in_flight", "Requests under way", registry=registry)
+        self.refused_messages = Counter(
+            "fleetpulse_proxy_messages_refused_total",
+            "Messages of the stream that could not be read, by reason",
+            ("reason",),
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "gen_ai_server_request_duration_seconds",
+            "Time from the request to the end of its answer",
+            _LABELS,
+            buckets=DURATION_BOUNDS,
+            registry=registry,
+        )
+        self.first_token = Histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "Time from the request to the first event of a stream that ended well",
+            _LABELS,
+            buckets=FIRST_TOKEN_BOUNDS,
+            registry=registry,
+        )
+        self.per_token = Histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "Time for each token after the first, of a stream that ended well",
+            _LABELS,
+            buckets=PER_TOKEN_BOUNDS,
+            registry=registry,
+        )
+        self._series: dict[tuple[str, str], ModelSeries] = {}
+        self._ends: dict[tuple[str, str, int], Counter] = {}
+
+    def ended(self, model: str, outcome: str, status: int) -> None:
+        """A request is over."""
+        name = (model, outcome, status)
+        counter = self._ends.get(name)
+        if counter is None:
+            counter = self._ends[name] = self.requests.labels(model, outcome, str(status))
+        counter.inc()
+
+    def answered(self, call: Call, attempt: Attempt, seconds: float) -> None:
+        """An answer has ended; of those that broke off only the duration is known."""
+        name = (call.path, call.model.hugging_face_id)
+        series = self._series.get(name)
+        if series is None:
+            series = self._series[name] = ModelSeries(self, *name)
+        series.duration.observe(seconds)
+        usage = attempt.usage
+        if usage is not None:
+            series.prompt_tokens.inc(usage.read)
+            series.made_tokens.inc(usage.made)
+        first = attempt.first_seconds
+        if first is None or attempt.ending.outcome != "relayed":
+            return
+        series.first_token.observe(first)
+        made = usage.made if usage is not None else attempt.events
+        if made > 1:
+            series.per_token.observe((attempt.duration_seconds - first) / (made - 1))
+
+
+class StateCollector(Collector):
+    """Fleet, stream and access as they are at the moment of the scrape."""
+
+    def __init__(self, fleet: Fleet, readers: Iterable[tuple[str, StreamReader]], access: Access, pool: Pool) -> None:
+        self._fleet = fleet
+        self._readers = dict(readers)
+        self._access = access
+        self._pool = pool
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by prometheus_client with every scrape."""
+        now = clock()
+        workers = list(self._fleet.workers())
+        ready = [worker for worker in workers if worker.is_ready]
+        counts: dict[str, Callable[[], int]] = {
+            "known": lambda: len(workers),
+            "ready": lambda: len(ready),
+            "serving": lambda: sum(worker.is_serving and worker.is_progressing for worker in ready),
+            "fresh": lambda: sum(self._fleet.is_fresh(worker) for worker in ready),
+            "ejected": lambda: sum(worker.ejection.is_out(now) for worker in ready),
+        }
+        family = GaugeMetricFamily("fleetpulse_proxy_workers", "Workers by what is true of them", labels=("are",))
+        for name, count in counts.items():
+            family.add_metric((name,), count())
+        yield family
+        yield GaugeMetricFamily(
+            "fleetpulse_proxy_engine_requests_waiting",
+            "Requests waiting in the engines of ready workers, by their newest heartbeats",
+            value=sum(worker.waiting for worker in ready),
+        )
+        yield GaugeMetricFamily(
+            "fleetpulse_proxy_engine_connections_idle", "Connections to engines kept open", value=len(self._pool)
+        )
+        connected = GaugeMetricFamily(
+            "fleetpulse_proxy_stream_connected", "1 while a topic is followed", labels=("topic",)
+        )
+        for topic, reader in self._readers.items():
+            connected.add_metric((topic,), float(reader.connected))
+        yield connected
+        yield GaugeMetricFamily(
+            "fleetpulse_proxy_access_current",
+            "1 while keys and models are as the database has them",
+            value=float(self._access.failing is None),
+        )
+        if self._access.read_at is not None:
+            yield GaugeMetricFamily(
+                "fleetpulse_proxy_access_age_seconds",
+                "Time since keys and models were read",
+                value=now - self._access.read_at,
+            )

@@ -1,0 +1,1 @@
+"""From the chosen worker's engine to the client: bytes, as they come."""

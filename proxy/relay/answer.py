@@ -1,0 +1,107 @@
+"""The head of an engine's answer, read strictly: whatever is not plain HTTP/1.1 is refused, never repaired."""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+HEAD_BYTES: Final = 65_536
+HEADERS: Final = 128
+
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_LENGTH: Final = re.compile(rb"[0-9]{1,15}")
+# Of one connection only (RFC 9110, 7.6.1), or made anew for the client.
+_NOT_FORWARDED: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"content-length",
+        b"content-type",
+        b"server",
+        b"date",
+        b"set-cookie",
+        b"alt-svc",
+        b"strict-transport-security",
+        b"x-request-id",
+        b"x-correlation-id",
+        b"retry-after",
+    }
+)
+
+
+class MalformedAnswerError(Exception):
+    """The engine's answer is not HTTP as it should be."""
+
+
+@dataclass(slots=True)
+class Head:
+    """Status and headers. ``length`` None with ``is_chunked`` False is a body that ends with the connection."""
+
+    status: int
+    content_type: bytes
+    headers: list[tuple[bytes, bytes]]
+    """Those for the client."""
+    length: int | None
+    is_chunked: bool
+    keeps_alive: bool
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the body is server-sent events."""
+        return self.content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
+
+
+def parse_head(data: bytes) -> Head:
+    """Read a head, its last empty line left out. Raises MalformedAnswerError."""
+    first, *lines = data.split(b"\r\n")
+    status_line = _STATUS_LINE.fullmatch(first)
+    if status_line is None:
+        raise MalformedAnswerError("the status line is not HTTP/1.1")
+    if len(lines) > HEADERS:
+        raise MalformedAnswerError(f"more than {HEADERS} headers")
+    headers: list[tuple[bytes, bytes]] = []
+    special: dict[bytes, bytes] = {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        value = value.strip(b" \t")
+        if not colon or not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise MalformedAnswerError("a header is malformed")
+        name = name.lower()
+        if name not in _NOT_FORWARDED:
+            headers.append((name, value))
+        elif name in special and name in (b"content-length", b"transfer-encoding"):
+            raise MalformedAnswerError(f"{name.decode()} is there twice")
+        elif name == b"connection" and name in special:
+            special[name] += b"," + value
+        else:
+            special[name] = value
+    status = int(status_line[2])
+    return _head(status, status_line[1] == b"1", headers, special)
+
+
+def _head(status: int, is_http_11: bool, headers: list[tuple[bytes, bytes]], special: dict[bytes, bytes]) -> Head:
+    length, coding = special.get(b"content-length"), special.get(b"transfer-encoding")
+    if length is not None and coding is not None:
+        raise MalformedAnswerError("both content-length and transfer-encoding are there")
+    if coding is not None and (coding.lower() != b"chunked" or not is_http_11):
+        raise MalformedAnswerError("the transfer-encoding is not chunked")
+    if length is not None and not _LENGTH.fullmatch(length):
+        raise MalformedAnswerError("content-length is not a number")
+    named = {token.strip().lower() for token in special.get(b"connection", b"").split(b",")}
+    if named - {b"", b"keep-alive", b"close"}:
+        headers = [(name, value) for name, value in headers if name not in named]
+    if any(name == b"content-encoding" and value.lower() != b"identity" for name, value in headers):
+        raise MalformedAnswerError("the body is compressed, though identity was asked for")
+    keeps_alive = b"close" not in named and (is_http_11 or b"keep-alive" in named)
+    size = 0 if status in (204, 304) else int(length) if length is not None else None
+    return Head(
+        status, special.get(b"content-type", b""), headers, size, coding is not None and size is None, keeps_alive
+    )

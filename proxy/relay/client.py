@@ -1,0 +1,88 @@
+"""The client's side of a relay: its connection, and the few ways to write to it."""
+
+import asyncio
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Final, Protocol
+
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+class Listener(Protocol):
+    """Who writes to a client, and is told how it takes it."""
+
+    def client_slow(self) -> None:
+        """The client reads too slowly: hold back."""
+
+    def client_ready(self) -> None:
+        """It has caught up."""
+
+    def client_gone(self) -> None:
+        """Its connection is closed."""
+
+
+class Client:
+    """One request's way back. HTTP/1.0 has no chunks: there a body of unknown length ends with the connection."""
+
+    __slots__ = ("correlation_id", "head_sent", "is_chunked", "keeps_alive", "listener", "transport")
+
+    def __init__(self, transport: asyncio.Transport, correlation_id: str, is_http_11: bool, keeps_alive: bool) -> None:
+        self.transport = transport
+        self.correlation_id = correlation_id
+        self.is_chunked = is_http_11
+        self.keeps_alive = keeps_alive
+        self.head_sent = False
+        self.listener: Listener | None = None
+
+    def head(
+        self, status: int, content_type: bytes, length: int | None, headers: Iterable[tuple[bytes, bytes]] = ()
+    ) -> bytes:
+        """Status line and headers; without a length the body comes in chunks."""
+        if length is None and not self.is_chunked:
+            self.keeps_alive = False
+        correlation_id = self.correlation_id.encode()
+        lines = [
+            b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, "").encode()),
+            b"X-Request-Id: " + correlation_id,
+            b"X-Correlation-Id: " + correlation_id,
+        ]
+        if content_type:
+            lines.append(b"Content-Type: " + content_type)
+        if length is not None:
+            lines.append(b"Content-Length: %d" % length)
+        elif self.is_chunked:
+            lines.append(b"Transfer-Encoding: chunked")
+        if not self.keeps_alive:
+            lines.append(b"Connection: close")
+        elif not self.is_chunked:
+            lines.append(b"Connection: keep-alive")
+        lines += [b"%b: %b" % header for header in headers]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def frame(self, body: bytes) -> bytes:
+        """A piece of a body of unknown length."""
+        return b"%x\r\n%b\r\n" % (len(body), body) if self.is_chunked else body
+
+    def end(self) -> bytes:
+        """What follows the last piece of such a body."""
+        return LAST_CHUNK if self.is_chunked else b""
+
+    def answer(
+        self, status: int, content_type: bytes, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """Send a whole answer."""
+        self.head_sent = True
+        self.transport.write(self.head(status, content_type, len(body), headers) + body)
+
+    def break_off(self, last: bytes = b"") -> None:
+        """Close without the end of the body, so that nobody takes it for whole, once what was written has gone out."""
+        self.keeps_alive = False
+        if last:
+            self.transport.write(self.frame(last))
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once, dropping what the client has not read."""
+        self.keeps_alive = False
+        self.transport.abort()

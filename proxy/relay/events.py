@@ -1,0 +1,155 @@
+"""Server-sent events on their way: only whole ones go on, and the few that say something to the proxy are looked at.
+
+An event goes on when it is whole, so that a stream that breaks off never ends within one.
+"""
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from proxy.relay.answer import MalformedAnswerError
+from proxy.relay.usage import Usage
+
+_BLANK_LINE: Final = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
+# What an event must hold to be looked at. Searching bytes for a word costs 0.05 µs, reading the JSON 2.
+_USAGE: Final = b'"usage"'
+_ERROR: Final = b'"error"'
+_DONE: Final = b"[DONE]"
+
+
+class _Response(msgspec.Struct):
+    usage: Usage | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[msgspec.Raw] | None = None
+    usage: Usage | None = None
+    error: Any = None
+    object: Any = None
+    response: _Response | None = None
+
+
+_event: Final = msgspec.json.Decoder(_Event)
+
+
+class Events:
+    """One stream. ``strips_usage`` drops the event that only tells the usage, which the client did not ask for."""
+
+    __slots__ = ("_held", "_limit", "_strips_usage", "count", "done", "failed", "usage")
+
+    def __init__(self, strips_usage: bool, limit_bytes: int) -> None:
+        self._strips_usage = strips_usage
+        self._limit = limit_bytes
+        self._held = bytearray()
+        self.count = 0
+        """Events that went on."""
+        self.done = False
+        """Whether [DONE] has come; what comes after it is dropped."""
+        self.failed = False
+        """Whether the engine told of an error in the stream."""
+        self.usage: Usage | None = None
+
+    @property
+    def is_between(self) -> bool:
+        """Whether the last event is whole."""
+        return not self._held
+
+    def passes_whole(self, data: bytes) -> bool:
+        """Whether these bytes, which end in the line end of a chunk, are whole events that need no look.
+
+        The shortcut of nearly every read: one event a chunk, one chunk a read.
+        """
+        if (
+            self._held
+            or not data.endswith(b"\n\n\r\n")
+            or _USAGE in data
+            or _DONE in data
+            or _ERROR in data
+            or self.done
+        ):
+            return False
+        self.count += 1
+        return True
+
+    def feed(self, data: bytes) -> bytes:
+        """The whole events that may go on now. Raises MalformedAnswerError for one that is too large."""
+        if self.done:
+            return b""
+        held = self._held
+        if held:
+            searched = max(0, len(held) - 3)
+            held += data
+            end = _last_end(held, searched)
+            if not end:
+                self._check(held)
+                return b""
+            whole = bytes(held[:end])
+            del held[:end]
+        else:
+            end = _last_end(data, 0)
+            if end != len(data):
+                held += data[end:]
+                self._check(held)
+            whole = data if end == len(data) else data[:end]
+        if _USAGE in whole or _DONE in whole or _ERROR in whole:
+            whole = self._look(whole)
+        self.count += whole.count(b"\n\n") or (1 if whole else 0)
+        return whole
+
+    def _check(self, held: bytearray) -> None:
+        if len(held) > self._limit:
+            raise MalformedAnswerError(f"an event of more than {self._limit} bytes")
+
+    def _look(self, whole: bytes) -> bytes:
+        """Take note of what the events say, and leave out those that are not for the client."""
+        kept = []
+        start = 0
+        for blank in _BLANK_LINE.finditer(whole):
+            event = whole[start : blank.end()]
+            start = blank.end()
+            if self._goes_on(event):
+                kept.append(event)
+            if self.done:
+                return b"".join(kept)
+        kept.append(whole[start:])
+        return b"".join(kept)
+
+    def _goes_on(self, event: bytes) -> bool:
+        if not (_USAGE in event or _DONE in event or _ERROR in event):
+            return True
+        data = _data(event)
+        if data == _DONE:
+            self.done = True
+            return True
+        try:
+            told = _event.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            # Not for us: a content that merely mentions a word, or an engine's own kind of event.
+            return True
+        if told.error is not None or told.object == "error":
+            self.failed = True
+        usage = told.usage or (told.response.usage if told.response is not None else None)
+        if usage is not None:
+            self.usage = usage
+        return not (self._strips_usage and usage is not None and told.choices == [])
+
+
+def _last_end(data: bytes | bytearray, start: int) -> int:
+    """Where the last whole event ends; 0 when there is none."""
+    end = data.rfind(b"\n\n", start) + 2
+    if end == len(data):
+        return end
+    others = (data.rfind(b"\n\r\n", start) + 3, data.rfind(b"\r\r", start) + 2)
+    return max(end if end > 1 else 0, others[0] if others[0] > 2 else 0, others[1] if others[1] > 1 else 0)
+
+
+def _data(event: bytes) -> bytes:
+    """The data of an event: its data lines, joined."""
+    lines = []
+    for line in _LINE_END.split(event):
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            lines.append(value.removeprefix(b" "))
+    return b"\n".join(lines).strip()

@@ -1,0 +1,66 @@
+"""Which worker a request goes to."""
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from proxy.affinity import weight
+from proxy.errors import ProxyError
+from proxy.fleet import Fleet, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How much more than the mean a session's worker may have to do before the session goes elsewhere."""
+
+    factor: float = 1.5
+    slack: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A worker, and what its engine calls the model."""
+
+    worker: Worker
+    model: str
+
+
+def select(
+    fleet: Fleet,
+    names: Sequence[str],
+    session: int | None,
+    bound: Bound,
+    now: float,
+    tried: Collection[Worker] = (),
+    randomness: random.Random | None = None,
+) -> Choice:
+    """The worker for a request for a model of these names, not one of those ``tried``.
+
+    ``session`` is the hash of what is to stay on one worker. Raises ProxyError with status 503 when no worker is left.
+    """
+    name, serving = fleet.serving(names)
+    workers = [worker for worker in serving if worker.is_serving and worker.is_progressing and worker not in tried]
+    eligible = _eligible(fleet, workers, now)
+    if not eligible:
+        raise ProxyError(503, "no_worker", "no worker can take requests for this model now", retry_after_seconds=1)
+    if len(eligible) == 1:
+        return Choice(eligible[0], name)
+    if session is not None:
+        return Choice(_sticky(eligible, session, bound), name)
+    least = min([worker.load for worker in eligible])
+    equals = [worker for worker in eligible if worker.load == least]
+    return Choice(equals[0] if len(equals) == 1 else (randomness or random).choice(equals), name)
+
+
+def _eligible(fleet: Fleet, workers: list[Worker], now: float) -> list[Worker]:
+    """The best there are: a worker that is doubtful gets requests only while there is none that is not."""
+    fresh = [worker for worker in workers if fleet.is_fresh(worker)]
+    kept = [worker for worker in fresh if not worker.ejection.is_out(now)]
+    return [worker for worker in kept if worker.is_well] or kept or fresh or workers
+
+
+def _sticky(eligible: list[Worker], session: int, bound: Bound) -> Worker:
+    """The first in the session's own order that is not overloaded."""
+    mean = sum([worker.load for worker in eligible]) / len(eligible)
+    most = bound.factor * mean + bound.slack
+    return max([worker for worker in eligible if worker.load <= most], key=lambda worker: weight(session, worker.hash))
