@@ -96,11 +96,11 @@ async def _known(call: Call[Nothing, Login]) -> UUID:
     wait = max(attempts.wait_seconds(key, factor) for key, factor in counted)
     if wait > 0:
         raise ProblemError(429, "too many failed logins: wait", headers={"Retry-After": str(int(wait) + 1)})
+    for key, _ in counted:
+        # Before anything is waited for: many at once must not all pass.
+        attempts.failed(key)
     rows = await call.parts.database.rows(_USER, {"email": email})
     user_id, kept = rows[0] if rows else (None, None)
-    for key, _ in counted:
-        # Before the work: many at once must not all pass.
-        attempts.failed(key)
     if not await passwords.is_right(call.body.password, kept):
         raise ProblemError(401, "wrong email or password", headers=CHALLENGE)
     # Whoever has an account must not clear the counts of the others that he tries.
