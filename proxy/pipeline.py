@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
@@ -137,16 +138,13 @@ class Pipeline:
 
     def _models(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
         key = self._key(http)
-        cards = [
-            {"id": name, "object": "model", "created": created, "owned_by": owner}
-            for name, created, owner in usable(key, self.access.snapshot)
-        ]
-        wanted = request.path.removeprefix(MODELS).removeprefix("/")
+        wanted = unquote(request.path.removeprefix(MODELS).removeprefix("/"))
+        snapshot = self.access.snapshot
         if wanted:
-            cards = [card for card in cards if card["id"] == wanted]
-            if not cards:
-                raise ProxyError(404, "model_not_found", "this model does not exist", "model")
-        answer = cards[0] if wanted else {"object": "list", "data": cards}
+            model = resolve(wanted, key, snapshot)
+            answer = _card(wanted, model.created_unix, model.hugging_face_id.partition("/")[0])
+        else:
+            answer = {"object": "list", "data": [_card(*one) for one in usable(key, snapshot)]}
         request.client.answer(200, b"application/json", _encode(answer))
         request.status, request.outcome = 200, "completed"
         return KEPT if request.client.keeps_alive else CLOSED
@@ -206,6 +204,10 @@ class Pipeline:
             attempt,
             request.detail,
         )
+
+
+def _card(name: str, created_unix: int, owner: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": created_unix, "owned_by": owner}
 
 
 def _outcome_of(error: ProxyError) -> str:
