@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from fleetpulse import __version__
+from fleetpulse.client.parser import add_commands
 from fleetpulse.settings import (
     AgentSettings,
     CollectorSettings,
     ControlSettings,
     DatabaseSettings,
+    JobSettings,
     LocalSettings,
     ProxySettings,
     ServiceSettings,
@@ -85,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     proxy = command("proxy", _proxy, "proxy", "Run the proxy")
     proxy.add_argument("--processes", type=int, metavar="N", help="processes that share the port (default: 1)")
     _add_simulate(command("simulate", _simulate, "agent", "Drive simulated agents from one process"))
+    add_commands(command, _asking)
     command("migrate", _migrate, "collector", "Bring the database's schema up to date and verify it")
     command("doctor", _doctor, "local", "Check each dependency and say what to do")
     return parser
@@ -150,8 +153,9 @@ def _control(_: argparse.Namespace) -> int:
     from control.main import run
 
     _log()
-    settings, stream, database = load(ControlSettings), load(StreamSettings), load(DatabaseSettings)
-    return _serve(lambda stop: run(settings, stream, database, stop))
+    settings, jobs = load(ControlSettings), load(JobSettings)
+    stream, database = load(StreamSettings), load(DatabaseSettings)
+    return _serve(lambda stop: run(settings, jobs, stream, database, stop))
 
 
 def _proxy(asked: argparse.Namespace) -> int:
@@ -190,6 +194,20 @@ def _simulate(asked: argparse.Namespace) -> int:
     )
     stream = load(StreamSettings)
     return _serve(lambda stop: simulate(plan, stream, stop, asked.json), fast_loop=True)
+
+
+def _asking(name: str) -> Callable[[argparse.Namespace], int]:
+    """A command that asks control."""
+
+    def run(asked: argparse.Namespace) -> int:
+        from fleetpulse.client import commands
+
+        try:
+            return commands.COMMANDS[name](asked)
+        except commands.AskError as error:
+            raise CommandError(str(error)) from error
+
+    return run
 
 
 def _migrate(_: argparse.Namespace) -> int:

@@ -14,9 +14,10 @@ from aiokafka.errors import KafkaError
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from fleetpulse.local.control_client import ControlClient, lacking
+from fleetpulse.client.control import ControlClient
 from fleetpulse.local.fleet_table import fleet_line, fleet_table, url_table
 from fleetpulse.local.processes import StartError
+from fleetpulse.local.readiness import lacking
 from fleetpulse.local.stack import Stack, choose_ports, worker_id
 from fleetpulse.local.state_file import has_state, kept_secrets, leftover_pids, locked, remove_state, write_state
 from fleetpulse.local.supervisor import Supervisor

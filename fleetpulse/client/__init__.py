@@ -1,0 +1,1 @@
+"""Asking control: the client of its API, and the commands made of it."""

@@ -1,0 +1,67 @@
+"""The arguments of the commands that ask control."""
+
+import argparse
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+from fleetpulse.stream.lifecycle import INSTANCE_STATES
+
+Run = Callable[[argparse.Namespace], int]
+Command = Callable[[str, Run, str, str], argparse.ArgumentParser]
+
+_EXTRA: Final = "control"
+
+
+def add_commands(command: Command, run: Callable[[str], Run]) -> None:
+    """Add the commands; ``run`` gives what a command of a name does."""
+    listing = command("instances", run("instances"), _EXTRA, "List the instances that control knows")
+    listing.add_argument("--state", action="append", choices=INSTANCE_STATES, help="only in this state; repeatable")
+    listing.add_argument("--provider", help="only at this provider")
+    listing.add_argument("--model", help="only with this model")
+    listing.add_argument("--deployment", metavar="ID", help="only of this deployment")
+    listing.add_argument("--all", action="store_true", help="archived ones too")
+
+    deploy = command("deploy", run("deploy"), _EXTRA, "Make instances")
+    deploy.add_argument("--provider", required=True, help="where to make them")
+    deploy.add_argument("--zone", required=True, help="in which zone")
+    deploy.add_argument("--instance-type", required=True, metavar="TYPE", help="of which kind")
+    deploy.add_argument("--model", help="model to serve: UUID, Hugging Face id, alias or offering")
+    deploy.add_argument("--count", type=int, default=1, metavar="N", help="how many (default: 1)")
+    deploy.add_argument("--name", help="name of the deployment, for people")
+    deploy.add_argument(
+        "--option",
+        action="append",
+        type=_option,
+        metavar="NAME=JSON",
+        help="an option of the provider; repeatable",
+    )
+    deploy.add_argument("--wait", action="store_true", help="until they are ready; exit status 1 if any is not")
+    deploy.add_argument("--timeout", type=float, default=1800.0, metavar="SECONDS", help="longest wait (default: 1800)")
+
+    terminate = command("terminate", run("terminate"), _EXTRA, "End an instance: its machine is deleted")
+    why = command("why", run("why"), _EXTRA, "Tell why an instance is in its state")
+    why.add_argument("--at", type=_time, metavar="TIME", help="as of this time, e.g. 2026-11-21T07:25:00")
+    for parser in (terminate, why):
+        parser.add_argument("instance", metavar="INSTANCE", help="its id")
+    for parser in (listing, deploy, terminate, why):
+        parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+
+def _time(text: str) -> datetime:
+    """A time; without an offset it is the reader's own."""
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 2026-11-21T07:25:00") from error
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    try:
+        if name and separator:
+            return name, json.loads(value)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not NAME=JSON, e.g. boot_seconds=5")

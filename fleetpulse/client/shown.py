@@ -1,0 +1,75 @@
+"""Answers of control as text for people."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+_NOTHING: Final = "-"
+_MINUTE: Final = 60.0
+_HOUR: Final = 3600.0
+_DAY: Final = 86_400.0
+
+
+def instances(found: Sequence[Mapping[str, Any]], now: datetime) -> str:
+    """A line an instance."""
+    if not found:
+        return "no instances"
+    headings = ("INSTANCE", "STATE", "FOR", "PROVIDER", "ZONE", "TYPE", "MODEL", "PRICE/H")
+    rows = [
+        (
+            one["instance_id"],
+            one["state"],
+            duration((now - datetime.fromisoformat(one["state_since"])).total_seconds()),
+            one["provider"],
+            one["zone"],
+            one["instance_type"],
+            one["model"] or _NOTHING,
+            _price(one),
+        )
+        for one in found
+    ]
+    return table([headings, *rows])
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def progress(deployment: Mapping[str, Any]) -> str:
+    """A deployment in one line."""
+    states = ", ".join(f"{count} {state}" for state, count in sorted(deployment["states"].items()))
+    percent, remaining = deployment["percent"], deployment["expected_remaining_seconds"]
+    told = [f"{deployment['instance_count']} instances: {states}"]
+    if percent is not None:
+        told.append(f"{percent:.0f} %")
+    if remaining:
+        told.append(f"about {duration(remaining)} to go")
+    return ", ".join(told)
+
+
+def story(why: Mapping[str, Any]) -> str:
+    """What happened, a line a sentence."""
+    lines = [f"{why['instance_id']} is {why['state']}"]
+    lines += [f"{_time(one['at'])}  {one['text']}" for one in why["sentences"]]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """In the one unit that suits."""
+    for limit, unit, name in ((_MINUTE * 2, 1.0, "s"), (_HOUR * 2, _MINUTE, "min"), (_DAY * 2, _HOUR, "h")):
+        if seconds < limit:
+            return f"{max(0.0, seconds) / unit:.0f} {name}"
+    return f"{seconds / _DAY:.0f} d"
+
+
+def _price(instance: Mapping[str, Any]) -> str:
+    price = instance["price_per_hour"]
+    return _NOTHING if price is None else f"{price:.2f} {instance['currency']}"
+
+
+def _time(text: str) -> str:
+    """In the reader's own time zone."""
+    return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
