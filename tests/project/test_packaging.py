@@ -28,6 +28,7 @@ IMPORTED_AS = {
     "psutil": "psutil",
     "psycopg": "psycopg",
     "psycopg-pool": "psycopg_pool",
+    "pyjwt": "jwt",
     "rich": "rich",
     "uvloop": "uvloop",
 }
