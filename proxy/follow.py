@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Final
 from uuid import UUID
 
 from fleetpulse.stream import heartbeat, lifecycle, usage
 from fleetpulse.stream.consumer import Record, StreamReader
-from fleetpulse.stream.errors import MessageError
+from fleetpulse.stream.errors import MalformedUsageError, MessageError
+from fleetpulse.stream.topics import HEARTBEATS, USAGE
+from fleetpulse.stream.usage import UsageRecord
 from fleetpulse.telemetry import logger
 from proxy.fleet import Fleet
 from proxy.limits import Limits
@@ -21,46 +22,42 @@ TURN_RECORDS: Final = 200
 LOOK_SECONDS: Final = 1.0
 
 
-async def _records(reader: StreamReader) -> AsyncIterator[Record]:
+async def follow(reader: StreamReader, fleet: Fleet, limits: Limits, own_boot: str, metrics: ProxyMetrics) -> None:
+    """Take in every message until cancelled."""
     async for batch in reader.batches():
         for number, record in enumerate(batch, 1):
-            yield record
+            try:
+                _take(record, fleet, limits, own_boot)
+            except MessageError as error:
+                metrics.refused_messages.labels(error.reason).inc()
+                where = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+                _log.debug("unreadable message", extra=where | {"error": str(error)})
             if number % TURN_RECORDS == 0:
                 await asyncio.sleep(0)
 
 
-async def follow_heartbeats(reader: StreamReader, fleet: Fleet, metrics: ProxyMetrics) -> None:
-    """Observe every heartbeat until cancelled."""
-    async for record in _records(reader):
-        try:
-            fleet.observe(heartbeat.decode(record.value or b""), time.monotonic())
-        except MessageError as error:
-            _refuse(record, error, metrics)
+def _take(record: Record, fleet: Fleet, limits: Limits, own_boot: str) -> None:
+    """One message. A lifecycle message without a value says that the instance is over. Raises MessageError."""
+    value = record.value or b""
+    if record.topic == HEARTBEATS.name:
+        fleet.observe(heartbeat.decode(value), time.monotonic())
+    elif record.topic == USAGE.name:
+        _spend(usage.decode(value), limits, own_boot)
+    elif record.value is None:
+        fleet.remove((record.key or b"").decode("utf-8", "replace"))
+    else:
+        fleet.move(lifecycle.decode(value), time.monotonic())
 
 
-async def follow_lifecycle(reader: StreamReader, fleet: Fleet, metrics: ProxyMetrics) -> None:
-    """Take in every lifecycle message until cancelled; one without a value says that the instance is over."""
-    async for record in _records(reader):
-        if record.value is None:
-            fleet.remove((record.key or b"").decode("utf-8", "replace"))
-            continue
-        try:
-            fleet.move(lifecycle.decode(record.value), time.monotonic())
-        except MessageError as error:
-            _refuse(record, error, metrics)
-
-
-async def follow_usage(reader: StreamReader, limits: Limits, own_boot: str, metrics: ProxyMetrics) -> None:
-    """Count what the proxy's other processes tell of the keys' tokens, until cancelled."""
-    async for record in _records(reader):
-        try:
-            told = usage.decode(record.value or b"")
-            if not told.record_id.startswith(f"{own_boot}-"):
-                limits.spend(UUID(told.key_id), (told.prompt_tokens or 0) + (told.completion_tokens or 0))
-        except MessageError as error:
-            _refuse(record, error, metrics)
-        except ValueError:
-            metrics.refused_messages.labels("malformed_usage").inc()
+def _spend(told: UsageRecord, limits: Limits, own_boot: str) -> None:
+    """What another process of the proxy tells of a key's tokens; our own are counted."""
+    if told.record_id.startswith(f"{own_boot}-"):
+        return
+    try:
+        key_id = UUID(told.key_id)
+    except ValueError:
+        raise MalformedUsageError("key_id is not a UUID") from None
+    limits.spend(key_id, (told.prompt_tokens or 0) + (told.completion_tokens or 0))
 
 
 async def look_after(fleet: Fleet) -> None:
@@ -68,8 +65,3 @@ async def look_after(fleet: Fleet) -> None:
     while True:
         fleet.look(time.monotonic())
         await asyncio.sleep(LOOK_SECONDS)
-
-
-def _refuse(record: Record, error: MessageError, metrics: ProxyMetrics) -> None:
-    metrics.refused_messages.labels(error.reason).inc()
-    _log.debug("unreadable message", extra={"topic": record.topic, "offset": record.offset, "error": str(error)})

@@ -28,7 +28,7 @@ from proxy.access_reader import Access
 from proxy.account import Account, outcome
 from proxy.call import Call
 from proxy.fleet import Fleet
-from proxy.follow import follow_heartbeats, follow_lifecycle, follow_usage, look_after
+from proxy.follow import follow, look_after
 from proxy.front import Front
 from proxy.limits import Limits
 from proxy.metrics import ProxyMetrics, StateCollector
@@ -45,6 +45,8 @@ BACKLOG = 2_048
 # For the usage records of the last requests, once these are over.
 FLUSH_SECONDS = 5.0
 DRAIN_LOOK_SECONDS = 0.05
+# Heartbeats come once a second; 50 ms more are not noticed.
+FETCH_PACE_SECONDS = 0.05
 
 
 @dataclass(slots=True)
@@ -59,7 +61,7 @@ class Parts:
     spool: Spool
     account: Account
     metrics: ProxyMetrics
-    readers: dict[str, StreamReader]
+    reader: StreamReader
     is_draining: bool = False
 
     def lacking(self) -> dict[str, str]:
@@ -67,10 +69,9 @@ class Parts:
         missing = {}
         if self.access.lacking is not None:
             missing["access"] = self.access.lacking
-        for name in ("heartbeats", "lifecycle"):
-            # Once the fleet is known, the last known good holds without a broker.
-            if not self.readers[name].connected and not len(self.fleet):
-                missing[name] = "not connected to the broker"
+        # Once the fleet is known, the last known good holds without a broker.
+        if not self.reader.connected and not len(self.fleet):
+            missing["stream"] = "not connected to the broker"
         if self.is_draining:
             missing["proxy"] = "draining"
         return missing
@@ -122,16 +123,15 @@ async def _parts(
     fleet = Fleet(view, settings.engine_stalled_seconds)
     limits = Limits()
     spool = Spool(producer, settings.usage_records_kept, registry)
-    readers = {
-        name: await stack.enter_async_context(
-            StreamReader(stream, [topic.name], f"{CLIENT_ID}-{name}", from_start=all_)
+    reader = await stack.enter_async_context(
+        StreamReader(
+            stream,
+            [HEARTBEATS.name, LIFECYCLE.name, USAGE.name],
+            CLIENT_ID,
+            from_start=[LIFECYCLE.name],
+            pace_seconds=FETCH_PACE_SECONDS,
         )
-        for name, topic, all_ in (
-            ("heartbeats", HEARTBEATS, False),
-            ("lifecycle", LIFECYCLE, True),
-            ("usage", USAGE, False),
-        )
-    }
+    )
     parts = Parts(
         registry=registry,
         fleet=fleet,
@@ -141,9 +141,9 @@ async def _parts(
         spool=spool,
         account=Account(spool, limits),
         metrics=ProxyMetrics(registry),
-        readers=readers,
+        reader=reader,
     )
-    registry.register(StateCollector(fleet, readers.items(), parts.access, parts.pool))
+    registry.register(StateCollector(fleet, reader, parts.access, parts.pool))
     return parts
 
 
@@ -169,9 +169,7 @@ def _background(
     settings: ProxySettings, database: DatabaseSettings, parts: Parts
 ) -> Iterator[Coroutine[Any, Any, None]]:
     yield parts.access.keep(database, settings.access_poll_seconds)
-    yield follow_lifecycle(parts.readers["lifecycle"], parts.fleet, parts.metrics)
-    yield follow_heartbeats(parts.readers["heartbeats"], parts.fleet, parts.metrics)
-    yield follow_usage(parts.readers["usage"], parts.limits, parts.account.boot, parts.metrics)
+    yield follow(parts.reader, parts.fleet, parts.limits, parts.account.boot, parts.metrics)
     yield look_after(parts.fleet)
     yield parts.spool.send()
     yield _sweep(parts.pool)

@@ -139,9 +139,9 @@ class ProxyMetrics:
 class StateCollector(Collector):
     """Fleet, stream and access as they are at the moment of the scrape."""
 
-    def __init__(self, fleet: Fleet, readers: Iterable[tuple[str, StreamReader]], access: Access, pool: Pool) -> None:
+    def __init__(self, fleet: Fleet, reader: StreamReader, access: Access, pool: Pool) -> None:
         self._fleet = fleet
-        self._readers = dict(readers)
+        self._reader = reader
         self._access = access
         self._pool = pool
 
@@ -169,12 +169,11 @@ class StateCollector(Collector):
         yield GaugeMetricFamily(
             "fleetpulse_proxy_engine_connections_idle", "Connections to engines kept open", value=len(self._pool)
         )
-        connected = GaugeMetricFamily(
-            "fleetpulse_proxy_stream_connected", "1 while a topic is followed", labels=("topic",)
+        yield GaugeMetricFamily(
+            "fleetpulse_proxy_stream_connected",
+            "1 while the stream is followed",
+            value=float(self._reader.connected),
         )
-        for topic, reader in self._readers.items():
-            connected.add_metric((topic,), float(reader.connected))
-        yield connected
         yield GaugeMetricFamily(
             "fleetpulse_proxy_access_current",
             "1 while keys and models are as the database has them",

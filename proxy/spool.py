@@ -83,24 +83,18 @@ class Spool:
             pass
 
     async def _send_batch(self) -> bool:
-        """Send the oldest; whether the broker took them all."""
+        """Send the oldest; whether the broker took some."""
         batch = self._sending = [self._records.popleft() for _ in range(min(BATCH_RECORDS, len(self._records)))]
-        failed = batch
+        sent = 0
         try:
-            results = await asyncio.gather(
-                *(self._producer.send(USAGE.name, value, key) for key, value in batch), return_exceptions=True
-            )
-            failed = [
-                record for record, result in zip(batch, results, strict=True) if isinstance(result, BaseException)
-            ]
-            for result in results:
-                if isinstance(result, BaseException) and not isinstance(result, NotDeliveredError):
-                    raise result
+            sent = await self._producer.send_together(USAGE.name, batch)
+        except NotDeliveredError as error:
+            _log.debug("usage records not delivered", extra={"error": str(error)})
         finally:
-            self._records.extendleft(reversed(failed))
+            self._records.extendleft(reversed(batch[sent:]))
             self._sending = []
-            self._sent.inc(len(batch) - len(failed))
-        return not failed
+            self._sent.inc(sent)
+        return sent > 0
 
     def save(self, folder: Path | None) -> None:
         """Put what is left on disk."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
 
@@ -28,7 +28,9 @@ EMPTY_FETCH_SECONDS: Final = 0.01
 Record: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
 
 
-def make_consumer(settings: StreamSettings, client_id: str) -> AIOKafkaConsumer:
+def make_consumer(
+    settings: StreamSettings, client_id: str, pace_seconds: float = EMPTY_FETCH_SECONDS
+) -> AIOKafkaConsumer:
     """A consumer for manual assignment: no group, no commits, an offset out of range is the caller's decision."""
     consumer = AIOKafkaConsumer(
         **connection_options(settings, client_id),
@@ -39,12 +41,12 @@ def make_consumer(settings: StreamSettings, client_id: str) -> AIOKafkaConsumer:
         fetch_max_bytes=FETCH_BYTES,
         fetch_max_wait_ms=FETCH_WAIT_MILLISECONDS,
     )
-    _pace_empty_fetches(consumer)
+    _pace_empty_fetches(consumer, pace_seconds)
     return consumer
 
 
-def _pace_empty_fetches(consumer: AIOKafkaConsumer) -> None:
-    """Ask a broker that has nothing no more than a hundred times a second.
+def _pace_empty_fetches(consumer: AIOKafkaConsumer, pace_seconds: float) -> None:
+    """Ask a broker that has nothing no more often than this.
 
     A broker is to hold a fetch back until there is something or FETCH_WAIT_MILLISECONDS have passed. The embedded one
     answers at once, and two idle processes would ask away a core. Brokers that wait never notice.
@@ -56,7 +58,7 @@ def _pace_empty_fetches(consumer: AIOKafkaConsumer) -> None:
         asked = time.monotonic()
         response = await send(node_id, request, **options)
         if isinstance(request, FetchRequest) and _holds_nothing(response):
-            await asyncio.sleep(max(0.0, asked + EMPTY_FETCH_SECONDS - time.monotonic()))
+            await asyncio.sleep(max(0.0, asked + pace_seconds - time.monotonic()))
         return response
 
     client.send = paced
@@ -82,14 +84,22 @@ class StreamReader:
     """Follows topics, from their end on unless told otherwise, through broker outages.
 
     After an outage it goes on where it was. A partition whose position no longer exists is followed from its end:
-    readers of the live picture want now, not then. With ``from_start``, which is for compacted topics, everything that
-    is there is read first, also when the topic was made anew.
+    readers of the live picture want now, not then. Of the topics ``from_start``, which are compacted ones, everything
+    that is there is read first, also when the topic was made anew. ``pace_seconds`` is how long a broker that has
+    nothing, and does not hold the question back, is left alone.
     """
 
     def __init__(
-        self, settings: StreamSettings, topics: Sequence[str], client_id: str, *, from_start: bool = False
+        self,
+        settings: StreamSettings,
+        topics: Sequence[str],
+        client_id: str,
+        *,
+        from_start: Collection[str] = (),
+        pace_seconds: float = EMPTY_FETCH_SECONDS,
     ) -> None:
-        self._from_start = from_start
+        self._from_start = frozenset(from_start)
+        self._pace_seconds = pace_seconds
         self._settings = settings
         self._topics = tuple(topics)
         self._client_id = client_id
@@ -126,7 +136,7 @@ class StreamReader:
             yield records
 
     async def _connect(self) -> AIOKafkaConsumer:
-        consumer = make_consumer(self._settings, self._client_id)
+        consumer = make_consumer(self._settings, self._client_id, self._pace_seconds)
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
                 await consumer.start()
@@ -144,7 +154,8 @@ class StreamReader:
         if not partitions:
             return
         ends = await consumer.end_offsets(partitions)
-        firsts = await consumer.beginning_offsets(partitions) if self._from_start else ends
+        whole = [partition for partition in partitions if partition.topic in self._from_start]
+        firsts = ends | (await consumer.beginning_offsets(whole) if whole else {})
         for partition in partitions:
             position = self._positions.get(partition, firsts[partition])
             if position > ends[partition]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Sequence
 from typing import Final
 
@@ -76,6 +77,42 @@ class StreamProducer:
         except (KafkaError, AssertionError) as error:
             self._suspect(producer=self._producer, since=started)
             raise NotDeliveredError(f"{topic}: {error!r}") from error
+        await self._delivered(delivery, producer, topic, started)
+
+    async def send_together(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]]) -> int:
+        """Send the first of these (key, value) pairs in one batch, and return how many, once the broker has them.
+
+        For many small messages: in a batch one costs 2 µs, and 100 by itself. Raises NotDeliveredError when the broker
+        has not acknowledged them within ``request_timeout_seconds``.
+        """
+        timeout = self._settings.request_timeout_seconds
+        started = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ready.wait()
+                producer = self._producer
+                assert producer is not None
+                partition = random.choice(sorted(await producer.partitions_for(topic)))
+                batch = producer.create_batch()
+                fit = 0
+                for key, value in messages:
+                    if batch.append(key=key, value=value, timestamp=None) is None:
+                        break
+                    fit += 1
+                delivery = await producer.send_batch(batch, topic, partition=partition)
+        except TimeoutError as error:
+            raise NotDeliveredError(f"no broker at {self._settings.bootstrap} for {timeout:g} s") from error
+        except (KafkaError, AssertionError) as error:
+            self._suspect(producer=self._producer, since=started)
+            raise NotDeliveredError(f"{topic}: {error!r}") from error
+        await self._delivered(delivery, producer, topic, started)
+        return fit
+
+    async def _delivered(
+        self, delivery: "asyncio.Future[object]", producer: AIOKafkaProducer, topic: str, started: float
+    ) -> None:
+        """Wait for the broker's acknowledgement. Raises NotDeliveredError."""
+        timeout = self._settings.request_timeout_seconds
         # Not wait_for(): cancelling aiokafka's future would hide whether the message was sent.
         done, _ = await asyncio.wait({delivery}, timeout=timeout)
         if not done:
