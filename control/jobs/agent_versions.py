@@ -13,6 +13,9 @@ from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
 
+# In one line of the log; the table has them all.
+MOST_TOLD: Final = 10
+
 _KEEP: Final = """
 INSERT INTO outdated_agents AS o (instance_id, worker_id, agent_version, agent_checksum, wanted_version)
 SELECT s.*, %(wanted)s FROM unnest(%(instances)s::text[], %(workers)s::text[], %(versions)s::text[],
@@ -55,9 +58,10 @@ async def work(context: JobContext, item: Item) -> Outcome:
     async with context.fenced(item) as connection:
         noticed = await (await connection.execute(_KEEP, parameters)).fetchall()
         await connection.execute(_DROP, parameters)
-    for instance_id, version in noticed:
-        told = {"instance_id": instance_id, "agent_version": version, "wanted_version": wanted}
-        _log.warning("agent is not of the wanted version", extra=told)
+    if noticed:
+        found = dict(noticed[:MOST_TOLD])
+        told = {"agents": len(noticed), "wanted_version": wanted, "agent_versions": found}
+        _log.warning("agents are not of the wanted version", extra=told)
     context.metrics.agents_outdated.set(len(outdated))
     return Outcome("compared", context.settings.agent_versions_interval_seconds)
 

@@ -16,7 +16,13 @@ from control.database import UnavailableError
 from control.jobs.framework.context import JobContext
 from control.jobs.framework.probes import ProbeResult
 from control.jobs.framework.roster import Dead, Ready, Roster
-from control.jobs.framework.silence import Death, Silence, death_by_silence, death_by_stall, silence_of
+from control.jobs.framework.silence import (
+    ASSUMED_INTERVAL_SECONDS,
+    Death,
+    death_by_silence,
+    death_by_stall,
+    silence_of,
+)
 from control.lifecycle import LifecycleError, transition
 from fleetpulse.stream.fleet_view import WorkerView
 from fleetpulse.telemetry import correlation_id, logger
@@ -29,6 +35,9 @@ REFRESH_SECONDS: Final = 1.0
 # Longer than a heartbeat takes to be noticed, shorter than anybody's patience.
 PROBE_SECONDS: Final = 1.0
 PROBE_AGAIN_SECONDS: Final = 0.5
+# A worker is looked at this much after it would be suspect: at 1 s between heartbeats that is every other one, and half
+# the work of looking as soon as possible.
+SLACK_SECONDS: Final = 0.5
 CONCURRENT_PROBES: Final = 50
 # Heartbeats after its death that prove a worker alive: one alone may have been under way when it died.
 HEARTBEATS_OF_LIFE: Final = 2
@@ -41,7 +50,6 @@ WHERE instance_id = %(instance_id)s AND to_state = 'worker_dead' AND at > now() 
 
 @dataclass(slots=True)
 class _Suspect:
-    silence: Silence
     probe: asyncio.Task[ProbeResult] | None = None
     probed_at: float = float("-inf")
 
@@ -105,20 +113,24 @@ class WorkerWatchdog:
                 self._suspects.pop(instance_id, None)
                 continue
             worker = self._view.get(instance_id, now)
-            silence = silence_of(worker, self._known_for(ready, now), self._view.rules.stale_after_seconds)
-            patience = self._settings.suspicion_intervals * silence.interval_seconds - silence.seconds
+            patience = self._patience(ready, worker, now)
             if patience > 0:
                 self._suspects.pop(instance_id, None)
                 death = death_by_stall(self._settings, worker) if worker is not None else None
                 if worker is not None and death is not None:
                     stalled.append((ready, worker, death))
-            elif instance_id in self._suspects:
-                self._suspects[instance_id].silence = silence
+                again = now + patience + SLACK_SECONDS
             else:
-                self._suspects[instance_id] = _Suspect(silence)
-            again = now + max(patience, self._settings.worker_watchdog_interval_seconds)
+                self._suspects.setdefault(instance_id, _Suspect())
+                again = now + self._settings.worker_watchdog_interval_seconds
             heapq.heappush(self._schedule, (again, instance_id, version))
         return stalled
+
+    def _patience(self, ready: Ready, worker: WorkerView | None, now: float) -> float:
+        """Seconds until it is silent for too long; not above 0 when it is."""
+        if worker is not None and worker.heartbeat is not None and worker.heartbeat_age_seconds is not None:
+            return self._settings.suspicion_intervals * worker.heartbeat.interval_seconds - worker.heartbeat_age_seconds
+        return self._settings.suspicion_intervals * ASSUMED_INTERVAL_SECONDS - self._known_for(ready, now)
 
     def _known_for(self, ready: Ready, now: float) -> float:
         joined_for = self._view.joined_for_seconds(now) or 0.0
