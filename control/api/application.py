@@ -31,6 +31,7 @@ from control.api.resources import (
     runtime_models,
     sessions,
     users,
+    why,
     workers,
 )
 from control.metrics import HttpMetrics
@@ -42,6 +43,7 @@ RESOURCES: Final = (
     instances,
     progress,
     instance_history,
+    why,
     instance_steps,
     workers,
     runtime_models,

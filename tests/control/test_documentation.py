@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from control.api.application import all_endpoints
 from control.api.families import FAMILIES
 from control.api.resources.workers import Worker
 
@@ -41,3 +42,13 @@ async def test_every_metric_is_documented(serve: Any) -> None:
     names = {f"{name}_total" if kind == "counter" else name for name, kind in families.items()}
     documented = set(first_column(section("Metrics"))) - {"fleetpulse_control_stream_lag_records"}
     assert {name for name in names if not name.endswith("_created")} == documented
+
+
+def test_every_endpoint_is_in_the_table_with_its_scope() -> None:
+    rows = re.findall(r"^\| (`[A-Z]+ /.*?) \| (.*?) \|", TEXT, re.MULTILINE)
+    told = {name: rights for names, rights in rows for name in re.findall(r"`([A-Z]+ /[^`]*)`", names)}
+    wanted = {
+        f"{one.method} {one.path}": (one.scope or "open") + (", operators" if one.operators else "")
+        for one in all_endpoints()
+    }
+    assert told == wanted

@@ -12,12 +12,13 @@ import msgspec
 import pytest
 
 from control.api.event_log import EventLog
-from control.api.event_sources import changes
+from control.api.event_sources import changes, looked_again, states
 from fleetpulse.local.broker import EmbeddedBroker
 from fleetpulse.local.ports import free_port
 from fleetpulse.settings import DatabaseSettings, StreamSettings
 from fleetpulse.stream import heartbeat, lifecycle
 from fleetpulse.stream.admin import ensure_topics
+from fleetpulse.stream.fleet_view import FleetRules, FleetView
 from fleetpulse.stream.heartbeat import Heartbeat
 from fleetpulse.stream.lifecycle import LifecycleEvent
 from fleetpulse.stream.producer import StreamProducer
@@ -169,6 +170,20 @@ def test_what_changed_between_two_looks() -> None:
     }
 
 
+async def test_a_worker_is_looked_at_again_without_a_look_at_all() -> None:
+    view, now = FleetView(FleetRules(stale_after_seconds=0.05, stale_intervals=0.05)), time.monotonic()
+    for name in ("v", "w"):
+        view.observe(beat(worker_id=name, instance_id=name, interval_seconds=1.0), now)
+    seen = states(view)
+    assert seen == {"v": ("v", "alive"), "w": ("w", "alive")}
+    assert await looked_again(view, seen) == seen
+    await asyncio.sleep(0.06)
+    view.observe(beat(worker_id="v", instance_id="v", sequence=2, interval_seconds=1.0), time.monotonic())
+    assert await looked_again(view, seen) == {"v": ("v", "alive"), "w": ("w", "stale")}
+    view.forget("w")
+    assert await looked_again(view, seen) == {"v": ("v", "alive")}
+
+
 async def test_an_event_that_nobody_waits_for_costs_its_place_alone() -> None:
     log = EventLog(3)
     for _ in range(5):
@@ -237,14 +252,15 @@ async def until_heard(producer: StreamProducer, listener: Listener) -> Any:
     return data
 
 
-def beat() -> Heartbeat:
-    return Heartbeat(
-        worker_id="w",
-        instance_id="i",
-        boot_id="b",
-        sequence=1,
-        sent_unix_nano=time.time_ns(),
-        interval_seconds=5.0,
-        status="ready",
-        agent_version="1",
-    )
+def beat(**changes: Any) -> Heartbeat:
+    fields: dict[str, Any] = {
+        "worker_id": "w",
+        "instance_id": "i",
+        "boot_id": "b",
+        "sequence": 1,
+        "sent_unix_nano": time.time_ns(),
+        "interval_seconds": 5.0,
+        "status": "ready",
+        "agent_version": "1",
+    }
+    return Heartbeat(**(fields | changes))
