@@ -4,6 +4,7 @@ heartbeats ──▶ follower ──▶ FleetView ──▶ /workers
 PostgreSQL ──▶ directory ──────┘
      └───────▶ access ──▶ every endpoint: deployments, instances, activity, …
 lifecycle messages ──▶ events ──▶ /events
+FleetView, PostgreSQL, providers ──▶ jobs ──▶ instances ──▶ lifecycle messages
 """
 
 import asyncio
@@ -23,10 +24,13 @@ from control.api.event_sources import follow_lifecycle, watch_workers
 from control.database import Database
 from control.directory import Directory, keep
 from control.follower import follow
+from control.jobs import run_jobs
+from control.jobs.framework.environment import worker_environment
 from control.metrics import HeartbeatMetrics, StateCollector
+from control.providers import registry as providers
 from fleetpulse.database import retention
 from fleetpulse.http import serving
-from fleetpulse.settings import ControlSettings, DatabaseSettings, StreamSettings
+from fleetpulse.settings import ControlSettings, DatabaseSettings, JobSettings, StreamSettings
 from fleetpulse.stream.consumer import StreamReader
 from fleetpulse.stream.fleet_view import FleetRules, FleetView
 from fleetpulse.stream.topics import HEARTBEATS, LIFECYCLE
@@ -38,18 +42,24 @@ CLIENT_ID = "fleetpulse-control"
 
 
 async def run(
-    settings: ControlSettings, stream: StreamSettings, database_settings: DatabaseSettings, stop: asyncio.Event
+    settings: ControlSettings,
+    jobs: JobSettings,
+    stream: StreamSettings,
+    database_settings: DatabaseSettings,
+    stop: asyncio.Event,
 ) -> None:
-    """Serve until ``stop`` is set, with or without database and broker.
+    """Serve and keep the fleet in order until ``stop`` is set, with or without database and broker.
 
     Raises SettingsError for settings that cannot be used, and OSError when the port is taken.
     """
     admission.check(settings)
+    worker_environment(jobs, stream)
     retention.check(database_settings)
     registry = CollectorRegistry()
     view = FleetView(replace(FleetRules(), stale_after_seconds=stream.stale_after_seconds))
     directory = Directory()
     async with contextlib.AsyncExitStack() as stack:
+        machines = await stack.enter_async_context(providers.opened(settings.providers))
         database = await stack.enter_async_context(Database(settings, database_settings))
         reader = await stack.enter_async_context(StreamReader(stream, [HEARTBEATS.name], CLIENT_ID))
         # A reader of its own: the heartbeats' lag must stay the heartbeats'.
@@ -76,6 +86,19 @@ async def run(
                 group.create_task(listen(database_settings, parts.admission), name="access"),
                 group.create_task(follow_lifecycle(lifecycle, parts.events), name="events"),
                 group.create_task(watch_workers(view, parts.events), name="worker events"),
+                group.create_task(
+                    run_jobs(
+                        database,
+                        view,
+                        reader,
+                        machines,
+                        jobs,
+                        registry,
+                        stream=stream,
+                        database_settings=database_settings,
+                    ),
+                    name="jobs",
+                ),
             ]
             await stop.wait()
             for task in tasks:

@@ -53,6 +53,12 @@ class ControlClient:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return await self._ask("POST", path, json=body, headers=headers)
 
+    async def delete(self, path: str) -> None:
+        """A DELETE, which answers nothing."""
+        async with self._session.delete(path) as response:
+            if not response.ok:
+                raise RefusedError(response.status, await _reason(response))
+
     async def all(self, path: str, name: str, query: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
         """Every element of a list that is answered in parts; ``name`` is the list's field."""
         found: list[dict[str, Any]] = []

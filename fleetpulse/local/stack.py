@@ -18,29 +18,26 @@ from fleetpulse.local.ports import LOOPBACK, free_port, is_free
 from fleetpulse.local.postgres import EmbeddedPostgres
 from fleetpulse.local.processes import Child, StartError
 from fleetpulse.local.state_file import Secrets, kept_port
-from fleetpulse.settings import AgentSettings, CollectorSettings, ControlSettings, LocalSettings
+from fleetpulse.settings import CollectorSettings, ControlSettings, LocalSettings, ProxySettings
 
 DATABASE: Final = "fleetpulse"
-FIRST_ENGINE_PORT: Final = 8100
-MODEL: Final = "mock-model"
-# Simulated GPUs of the second worker, the third, and so on; then from the start again.
-_GPU_COUNTS: Final = (8, 4, 2)
-_ENGINE_REQUESTS_PER_SECOND: Final = (4.0, 2.0, 0.5)
+CLOUD_PORT: Final = 8010
+_AGENT_PREFIX: Final = "FLEETPULSE_AGENT_"
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where everything listens; ``engines`` has one less than ``agents``, for the first worker has none."""
+    """Where everything listens."""
 
+    proxy: int
     control: int
     collector: int
-    agents: tuple[int, ...]
-    engines: tuple[int, ...]
+    cloud: int
     moved: tuple[str, ...]
     """One line for each part that does not have its usual port, because another program listens there."""
 
 
-def choose_ports(workers: int) -> Ports:
+def choose_ports() -> Ports:
     """The usual ports, and free ones in place of those that are taken."""
     taken: set[int] = set()
     moved: list[str] = []
@@ -54,24 +51,11 @@ def choose_ports(workers: int) -> Ports:
             moved.append(f"port {usual} is taken: {name} listens on {port}")
         return port
 
-    fields = (ControlSettings, CollectorSettings, AgentSettings)
-    control, collector, agent = (int(group.model_fields["port"].default) for group in fields)
-    return Ports(
-        choose("control", control),
-        choose("collector", collector),
-        tuple(choose(worker_id(place), agent + place) for place in range(workers)),
-        tuple(choose(_engine_name(place), FIRST_ENGINE_PORT + place - 1) for place in range(1, workers)),
-        tuple(moved),
+    proxy, control, collector = (
+        choose(name, int(group.model_fields["port"].default))
+        for name, group in (("proxy", ProxySettings), ("control", ControlSettings), ("collector", CollectorSettings))
     )
-
-
-def worker_id(place: int) -> str:
-    """Name of the worker at a place, counted from 0."""
-    return f"worker-{place + 1}"
-
-
-def _engine_name(place: int) -> str:
-    return f"engine-{place + 1}"
+    return Ports(proxy, control, collector, choose("mock-cloud", CLOUD_PORT), tuple(moved))
 
 
 class Stack:
@@ -92,6 +76,11 @@ class Stack:
         """Control's API."""
         return _url(self.ports.control)
 
+    @property
+    def proxy_url(self) -> str:
+        """OpenAI's API, without its /v1."""
+        return _url(self.ports.proxy)
+
     def servers(self) -> list[Part]:
         """Database and broker."""
         return [server_part("postgres", self._postgres), server_part("broker", self._broker)]
@@ -106,39 +95,44 @@ class Stack:
         except psycopg.Error as error:
             raise StartError(f"PostgreSQL does not make the database {DATABASE}: {error}") from error
 
-    def services(self) -> list[Part]:
-        """Collector and control."""
+    def pipeline(self) -> list[Part]:
+        """Collector, and the cloud whose machines are the workers."""
         collector = {
             "FLEETPULSE_COLLECTOR_HOST": LOOPBACK,
             "FLEETPULSE_COLLECTOR_PORT": str(self.ports.collector),
             "FLEETPULSE_COLLECTOR_WORKER_TOKENS": hashlib.sha256(self.secrets.worker_token.encode()).hexdigest(),
         }
+        cloud = ["control.providers.mock", "--port", str(self.ports.cloud), "--data-dir", str(self.data_dir / "cloud")]
+        return [
+            self._child("collector", ["fleetpulse", "collector"], collector),
+            self._child("mock-cloud", cloud, {}),
+        ]
+
+    def services(self) -> list[Part]:
+        """Control and proxy. They start after the workers and end before them: an end of all is nobody's death."""
         control = {
             "FLEETPULSE_CONTROL_HOST": LOOPBACK,
             "FLEETPULSE_CONTROL_PORT": str(self.ports.control),
             "FLEETPULSE_CONTROL_ADMIN_KEY": self.secrets.admin_key,
+            "FLEETPULSE_CONTROL_PROVIDERS": "mock",
+            "FLEETPULSE_MOCK_URL": _url(self.ports.cloud),
+            # What is set for agents here is meant for the agents of the workers.
+            "FLEETPULSE_JOBS_WORKER_ENVIRONMENT": ",".join(
+                f"{name}={value}" for name, value in os.environ.items() if name.startswith(_AGENT_PREFIX)
+            ),
         }
-        return [self._service("collector", "collector", collector), self._service("control", "control", control)]
-
-    def engines(self) -> list[Part]:
-        """A mock engine for each worker but the first."""
-        parts = []
-        for place, port in enumerate(self.ports.engines, 1):
-            load = _ENGINE_REQUESTS_PER_SECOND[(place - 1) % len(_ENGINE_REQUESTS_PER_SECOND)]
-            options = ["--port", str(port), "--model", MODEL, "--load", str(load)]
-            parts.append(self._child(_engine_name(place), ["fleetpulse.local.mock_engine", *options], {}))
-        return parts
-
-    def agents(self) -> list[Part]:
-        """The workers' agents; the first reads this host's own GPUs, the others pretend to have some."""
-        return [self._agent(place, port) for place, port in enumerate(self.ports.agents)]
+        proxy = {"FLEETPULSE_PROXY_HOST": LOOPBACK, "FLEETPULSE_PROXY_PORT": str(self.ports.proxy)}
+        return [
+            self._child("control", ["fleetpulse", "control"], control),
+            self._child("proxy", ["fleetpulse", "proxy"], proxy),
+        ]
 
     def state(self, pids: Mapping[str, int]) -> dict[str, Any]:
         """What ``fleetpulse.json`` says."""
         return {
             "control_url": self.control_url,
             "collector_url": _url(self.ports.collector),
-            "proxy_url": None,
+            "proxy_url": self.proxy_url,
             "admin_key": self.secrets.admin_key,
             "inference_key": self.secrets.inference_key,
             "worker_token": self.secrets.worker_token,
@@ -153,32 +147,8 @@ class Stack:
         return self._broker.bootstrap
 
     def urls(self) -> dict[str, str]:
-        """Addresses people may want to open, by part."""
-        agents = {worker_id(place): _url(port) for place, port in enumerate(self.ports.agents)}
-        engines = {_engine_name(place): _url(port) for place, port in enumerate(self.ports.engines, 1)}
-        return {"control": self.control_url, "collector": _url(self.ports.collector), **agents, **engines}
-
-    def _agent(self, place: int, port: int) -> Part:
-        name = worker_id(place)
-        environment = {
-            "FLEETPULSE_AGENT_HOST": LOOPBACK,
-            "FLEETPULSE_AGENT_PORT": str(port),
-            "FLEETPULSE_AGENT_WORKER_ID": name,
-            "FLEETPULSE_AGENT_INSTANCE_ID": name,
-            "FLEETPULSE_AGENT_STATE_DIR": str(self.data_dir / "agents" / name),
-            "FLEETPULSE_AGENT_SPOOL_DIR": str(self.data_dir / "agents" / name / "spool"),
-        }
-        if place > 0:
-            environment |= {
-                "FLEETPULSE_AGENT_GPUS": "simulated",
-                "WORKER_SIMULATE_GPU_COUNT": str(_GPU_COUNTS[(place - 1) % len(_GPU_COUNTS)]),
-                "FLEETPULSE_AGENT_ENGINE": "vllm",
-                "FLEETPULSE_AGENT_ENGINE_URL": _url(self.ports.engines[place - 1]),
-            }
-        return self._service(name, "agent", environment)
-
-    def _service(self, name: str, command: str, environment: Mapping[str, str]) -> Part:
-        return self._child(name, ["fleetpulse", command], environment)
+        """Addresses of the services, by part."""
+        return {"proxy": self.proxy_url, "control": self.control_url, "collector": _url(self.ports.collector)}
 
     def _child(self, name: str, module: list[str], environment: Mapping[str, str]) -> Part:
         shared = {

@@ -20,7 +20,7 @@ _PORTS_FILE: Final = "ports.json"
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """Keys of a stack, the same at every start."""
+    """Keys of a stack, the same at every start. ``inference_key`` is empty until control has made one."""
 
     admin_key: str
     inference_key: str
@@ -54,11 +54,16 @@ def kept_secrets(data_dir: Path) -> Secrets:
         kept = json.loads(path.read_text())
         return Secrets(kept["admin_key"], kept["inference_key"], kept["worker_token"])
     except FileNotFoundError:
-        made = Secrets(*(f"{prefix}-{secrets.token_urlsafe(32)}" for prefix in ("fpa", "fpi", "fpw")))
+        made = Secrets(f"fpa-{secrets.token_urlsafe(32)}", "", f"fpw-{secrets.token_urlsafe(32)}")
     except (ValueError, KeyError, TypeError) as error:
         raise StartError(f"{path} is damaged ({error!r}): delete it, and new keys are made") from error
-    _write_private(path, {name: getattr(made, name) for name in Secrets.__slots__})
+    keep_secrets(data_dir, made)
     return made
+
+
+def keep_secrets(data_dir: Path, kept: Secrets) -> None:
+    """Write the folder's secrets, readable by their owner alone."""
+    _write_private(data_dir / _SECRETS_FILE, {name: getattr(kept, name) for name in Secrets.__slots__})
 
 
 def kept_port(data_dir: Path, name: str) -> int:

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 import psutil
@@ -15,11 +16,20 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from fleetpulse.client.control import ControlClient
+from fleetpulse.local.deployment import Worker, deploy, inference_key, is_offered, unready
 from fleetpulse.local.fleet_table import fleet_line, fleet_table, url_table
 from fleetpulse.local.processes import StartError
 from fleetpulse.local.readiness import lacking
-from fleetpulse.local.stack import Stack, choose_ports, worker_id
-from fleetpulse.local.state_file import has_state, kept_secrets, leftover_pids, locked, remove_state, write_state
+from fleetpulse.local.stack import Stack, choose_ports
+from fleetpulse.local.state_file import (
+    has_state,
+    keep_secrets,
+    kept_secrets,
+    leftover_pids,
+    locked,
+    remove_state,
+    write_state,
+)
 from fleetpulse.local.supervisor import Supervisor
 from fleetpulse.settings import LocalSettings, StreamSettings, load
 from fleetpulse.stream.admin import TopicError, ensure_topics
@@ -28,6 +38,7 @@ _LOOK_SECONDS: Final = 0.25
 _REFRESH_SECONDS: Final = 1.0
 _LINE_SECONDS: Final = 10.0
 _LEFTOVERS_SECONDS: Final = 10.0
+Answer = TypeVar("Answer")
 _AWAY: Final = (aiohttp.ClientError, TimeoutError, OSError)
 
 
@@ -40,7 +51,7 @@ async def up(settings: LocalSettings, stop: asyncio.Event) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     with locked(data_dir):
         await _wait_for_leftovers(data_dir)
-        stack = Stack(data_dir, settings, choose_ports(settings.workers), kept_secrets(data_dir))
+        stack = Stack(data_dir, settings, choose_ports(), kept_secrets(data_dir))
         for line in stack.ports.moved:
             console.print(line)
         supervisor = Supervisor(console.print, lambda: _keep_state(stack, supervisor))
@@ -80,12 +91,18 @@ async def _bring_up(
     await supervisor.start(*stack.servers())
     await _create_topics(stack)
     await stack.create_database()
-    tell(f"starting collector, control and {settings.workers} workers ({time.monotonic() - began:.1f} s)")
-    for stage in (stack.services(), stack.engines(), stack.agents()):
+    tell(f"starting collector, control, proxy and a mock cloud ({time.monotonic() - began:.1f} s)")
+    for stage in (stack.pipeline(), stack.services()):
         if stop.is_set():
             return
         await supervisor.start(*stage)
-    await _wait_for_samples(stack, settings, started_at, stop)
+    async with ControlClient.connected(stack.control_url, stack.secrets.admin_key) as client:
+        waiting = Waiting(stack, client, stop, time.monotonic() + settings.ready_timeout_seconds)
+        tell(f"deploying {settings.workers} workers ({time.monotonic() - began:.1f} s)")
+        await waiting.until(lambda: is_offered(client))
+        workers = await waiting.until(lambda: deploy(client, settings.workers))
+        await waiting.until(lambda: _has_key(stack, client))
+        await waiting.until(lambda: _has_samples(client, workers or [], started_at))
     if not stop.is_set():
         tell(f"the first samples can be queried ({time.monotonic() - began:.1f} s)")
 
@@ -97,29 +114,57 @@ async def _create_topics(stack: Stack) -> None:
         raise StartError(f"the broker does not make topics: {error}") from error
 
 
-async def _wait_for_samples(stack: Stack, settings: LocalSettings, since: datetime, stop: asyncio.Event) -> None:
-    """Until this host's CPU and memory, and the simulated GPUs, are in the database. Raises StartError."""
-    deadline = time.monotonic() + settings.ready_timeout_seconds
-    async with ControlClient.connected(stack.control_url, stack.secrets.admin_key) as client:
-        while not stop.is_set():
-            with contextlib.suppress(*_AWAY):
-                if await _has_samples(client, settings.workers, since):
-                    return
-            if time.monotonic() > deadline:
-                reasons = await lacking(stack.urls()) or ["all services are ready"]
-                raise StartError(
-                    f"no samples could be queried within {settings.ready_timeout_seconds:g} s: {' | '.join(reasons)} "
-                    f"(logs: {stack.data_dir / 'logs'})"
-                )
-            await _stopped_within(_LOOK_SECONDS, stop)
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Asks control again and again, until there is an answer, the stack is to stop, or the time is up."""
+
+    stack: Stack
+    client: ControlClient
+    stop: asyncio.Event
+    deadline: float
+
+    async def until(self, ask: Callable[[], Awaitable[Answer]]) -> Answer | None:
+        """The first answer that says anything; None when the stack is to stop. Raises StartError after the deadline."""
+        trouble = ""
+        while not self.stop.is_set():
+            try:
+                if answer := await ask():
+                    return answer
+                trouble = ""
+            except _AWAY as error:
+                trouble = str(error) or type(error).__name__
+            if time.monotonic() > self.deadline:
+                raise StartError(await self._reasons(trouble))
+            await _stopped_within(_LOOK_SECONDS, self.stop)
+        return None
+
+    async def _reasons(self, trouble: str) -> str:
+        reasons = [f"control: {trouble}"] if trouble else []
+        reasons += await lacking(self.stack.urls())
+        with contextlib.suppress(*_AWAY):
+            reasons += await unready(self.client)
+        told = " | ".join(reasons) or "all services are ready"
+        return f"no samples could be queried in time: {told} (logs: {self.stack.data_dir})"
 
 
-async def _has_samples(client: ControlClient, workers: int, since: datetime) -> bool:
+async def _has_key(stack: Stack, client: ControlClient) -> bool:
+    """See to it that the stack has a key for the proxy."""
+    key = await inference_key(client, stack.secrets.inference_key)
+    if key != stack.secrets.inference_key:
+        stack.secrets = replace(stack.secrets, inference_key=key)
+        keep_secrets(stack.data_dir, stack.secrets)
+    return True
+
+
+async def _has_samples(client: ControlClient, workers: Sequence[Worker], since: datetime) -> bool:
+    """Whether this host's CPU and memory, and the simulated GPUs, are in the database."""
+    if not workers:
+        return True
     hosts = await client.activity("system", since)
-    own = [row for row in hosts if row["worker_id"] == worker_id(0)]
+    own = [row for row in hosts if row["instance_id"] == workers[0].instance_id]
     if not any(row["cpu_utilization_ratio"] is not None and row["memory_used_bytes"] is not None for row in own):
         return False
-    return workers == 1 or bool(await client.activity("gpu", since))
+    return len(workers) == 1 or bool(await client.activity("gpu", since))
 
 
 async def _show(stack: Stack, stop: asyncio.Event, console: Console) -> None:

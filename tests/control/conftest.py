@@ -22,7 +22,7 @@ from control.metrics import HeartbeatMetrics, StateCollector
 from fleetpulse.http import serving
 from fleetpulse.local.ports import free_port
 from fleetpulse.local.postgres import EmbeddedPostgres
-from fleetpulse.settings import ControlSettings, DatabaseSettings, StreamSettings
+from fleetpulse.settings import ControlSettings, DatabaseSettings, JobSettings, StreamSettings
 from fleetpulse.stream import dictionary
 from fleetpulse.stream.consumer import StreamReader
 from fleetpulse.stream.fleet_view import FleetView
@@ -177,7 +177,7 @@ def running() -> Callable[..., Any]:
             stale_after_seconds=stale_after_seconds,
         )
         own = ControlSettings(port=port, **{"admin_key": ADMIN_KEY, **settings})
-        control = asyncio.create_task(run(own, stream, database, stop))
+        control = asyncio.create_task(run(own, JobSettings(), stream, database, stop))
         try:
             async with aiohttp.ClientSession() as session:
                 yield Service(port, session)

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from control.access.admission import check
 from control.main import run
-from fleetpulse.settings import ControlSettings, DatabaseSettings, SettingsError, StreamSettings
+from fleetpulse.settings import ControlSettings, DatabaseSettings, JobSettings, SettingsError, StreamSettings
 from fleetpulse.telemetry import correlation_id
 
 KEY = "correct horse battery staple"
@@ -167,7 +167,7 @@ async def test_an_empty_admin_key_ends_the_service_at_once() -> None:
     with pytest.raises(SettingsError, match=r"^FLEETPULSE_CONTROL_ADMIN_KEY is empty"):
         check(settings)
     with pytest.raises(SettingsError, match="FLEETPULSE_CONTROL_ADMIN_KEY"):
-        await run(settings, StreamSettings(), DatabaseSettings(), asyncio.Event())
+        await run(settings, JobSettings(), StreamSettings(), DatabaseSettings(), asyncio.Event())
 
 
 async def test_requests_are_counted_by_route_and_never_by_path_or_by_any_method(serve: Any) -> None:
