@@ -5,8 +5,8 @@ concludes goes to the database, where one process wins.
 """
 
 import asyncio
-import heapq
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -37,7 +37,9 @@ PROBE_SECONDS: Final = 1.0
 PROBE_AGAIN_SECONDS: Final = 0.5
 # A worker is looked at this much after it would be suspect: at 1 s between heartbeats that is every other one, and half
 # the work of looking as soon as possible.
-SLACK_SECONDS: Final = 0.5
+SLACK_SECONDS: Final = 0.65
+# The schedule is kept in slots of this length: a heap would cost more than the looks.
+SLOT_SECONDS: Final = 0.1
 CONCURRENT_PROBES: Final = 50
 # Heartbeats after its death that prove a worker alive: one alone may have been under way when it died.
 HEARTBEATS_OF_LIFE: Final = 2
@@ -62,7 +64,8 @@ class WorkerWatchdog:
         self._settings = context.settings
         self._view = context.view
         self._roster = Roster(context.database, context.view)
-        self._schedule: list[tuple[float, str, int]] = []
+        self._schedule: defaultdict[int, list[Ready]] = defaultdict(list)
+        self._slot = int(time.monotonic() / SLOT_SECONDS)
         self._suspects: dict[str, _Suspect] = {}
         self._probes: set[asyncio.Task[ProbeResult]] = set()
         self._refreshed_at = float("-inf")
@@ -90,7 +93,7 @@ class WorkerWatchdog:
             # Also after a failure: one try a second is enough.
             self._refreshed_at = now
             for ready in await self._roster.refresh(now):
-                heapq.heappush(self._schedule, (now, ready.instance_id, ready.version))
+                self._look_at(ready, now)
             if self._context.guard.holding(NAME):
                 self._context.guard.holds(NAME)
         stalled = self._check_due(now)
@@ -106,10 +109,9 @@ class WorkerWatchdog:
     def _check_due(self, now: float) -> list[tuple[Ready, WorkerView, Death]]:
         """Look at the workers whose next heartbeat should have come; returns those whose engine stalls."""
         stalled = []
-        while self._schedule and self._schedule[0][0] <= now:
-            _, instance_id, version = heapq.heappop(self._schedule)
-            ready = self._roster.ready.get(instance_id)
-            if ready is None or ready.version != version:
+        for ready in self._due(now):
+            instance_id = ready.instance_id
+            if self._roster.ready.get(instance_id) is not ready:
                 self._suspects.pop(instance_id, None)
                 continue
             worker = self._view.get(instance_id, now)
@@ -119,12 +121,20 @@ class WorkerWatchdog:
                 death = death_by_stall(self._settings, worker) if worker is not None else None
                 if worker is not None and death is not None:
                     stalled.append((ready, worker, death))
-                again = now + patience + SLACK_SECONDS
+                self._look_at(ready, now + patience + SLACK_SECONDS)
             else:
                 self._suspects.setdefault(instance_id, _Suspect())
-                again = now + self._settings.worker_watchdog_interval_seconds
-            heapq.heappush(self._schedule, (again, instance_id, version))
+                self._look_at(ready, now + self._settings.worker_watchdog_interval_seconds)
         return stalled
+
+    def _look_at(self, ready: Ready, moment: float) -> None:
+        """Once more at this time, or at the next look."""
+        self._schedule[max(int(moment / SLOT_SECONDS), self._slot)].append(ready)
+
+    def _due(self, now: float) -> list[Ready]:
+        """Those to look at now, and the clock of the schedule goes on."""
+        first, self._slot = self._slot, int(now / SLOT_SECONDS) + 1
+        return [ready for slot in range(first, self._slot) for ready in self._schedule.pop(slot, ())]
 
     def _patience(self, ready: Ready, worker: WorkerView | None, now: float) -> float:
         """Seconds until it is silent for too long; not above 0 when it is."""
