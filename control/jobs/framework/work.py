@@ -16,6 +16,9 @@ from control.lifecycle.evidence import plain
 
 Connection = AsyncConnection[Any]
 
+_KNOWN_STATES: Final = "SELECT state, job, delay_seconds FROM job_states WHERE job = ANY(%(jobs)s::text[])"
+# An instance that is being written was planned by the old states, and is not seen by _MISSING before it is there.
+_LOCK_INSTANCES: Final = "LOCK TABLE instances IN SHARE ROW EXCLUSIVE MODE"
 # Jobs that this process does not have are left alone: a newer one may have them.
 _STATES: Final = """
 WITH wanted AS (
@@ -123,8 +126,12 @@ async def plan(database: Database, jobs: Sequence[Job], providers: Sequence[str]
     looked_after = [(state, job.name, job.delay_seconds) for job in jobs for state in job.states]
     subjects = {"instance": (), "provider": providers, "fleet": (FLEET,)}
     always = [(subject, job.name) for job in jobs for subject in subjects[job.per]]
+    states = _columns(("states", "jobs", "delays"), looked_after)
+    is_known = set(await database.rows(_KNOWN_STATES, states)) == set(looked_after)
     async with database.transaction() as connection:
-        await connection.execute(_STATES, _columns(("states", "jobs", "delays"), looked_after))
+        if not is_known:
+            await connection.execute(_LOCK_INSTANCES)
+            await connection.execute(_STATES, states)
         await connection.execute(_MISSING)
         await connection.execute(_ALWAYS, _columns(("subjects", "jobs"), always))
 

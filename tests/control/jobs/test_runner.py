@@ -11,7 +11,7 @@ from control.jobs.framework import work
 from control.jobs.framework.backoff import pause_seconds
 from control.jobs.framework.job import Job, LostLeaseError, Outcome
 from control.jobs.framework.runner import Runner
-from control.lifecycle import transition
+from control.lifecycle import NewInstance, create, transition
 from control.states import ACTIVE
 from fleetpulse.telemetry import correlation_id
 
@@ -68,6 +68,20 @@ async def test_instances_from_before_the_jobs_are_planned_too(fleet: Any) -> Non
     await fleet.make("i-1")
     assert await due(fleet) == {}
     assert [item.subject for item in await claim(fleet)] == ["i-1"]
+
+
+async def test_an_instance_that_is_being_made_while_jobs_are_planned_is_not_overlooked(fleet: Any) -> None:
+    async with fleet.database.transaction() as connection:
+        wanted = NewInstance(fleet.organization_id, "memory", "z", "small", instance_id="i-1")
+        await create(connection, wanted, actor="admin")
+        planning = asyncio.create_task(work.plan(fleet.database, all_jobs(fleet.settings), ["memory"]))
+
+        async def waits() -> bool:
+            return bool(await fleet.rows("SELECT FROM pg_locks WHERE NOT granted"))
+
+        await fleet.until(waits, "a plan that waits for the instance")
+    await planning
+    assert (await due(fleet))["i-1"] == {"provisioning"}
 
 
 async def test_a_job_that_no_longer_looks_after_a_state_loses_it(fleet: Any) -> None:
