@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from fleetpulse.database.connect import Connection
+from fleetpulse.database.relations import ROLLED_UP
 from fleetpulse.database.retention import GENERIC, SAMPLES, retention
 from fleetpulse.settings import DatabaseSettings
 
@@ -15,8 +16,8 @@ GRACE: Final = timedelta(hours=1)
 # Length of a partition of each relation: minutes expire by the day, hours by the month.
 STEPS: Final = (
     dict.fromkeys((*SAMPLES, *GENERIC, "heartbeats"), "day")
-    | {f"{name}_1m": "day" for name in SAMPLES}
-    | {f"{name}_1h": "month" for name in SAMPLES}
+    | {f"{name}_1m": "day" for name in ROLLED_UP}
+    | {f"{name}_1h": "month" for name in ROLLED_UP}
 )
 
 

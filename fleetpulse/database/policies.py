@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, Final, LiteralString
 
 from fleetpulse.database.connect import Connection
+from fleetpulse.database.relations import GROUPS, ROLLED_UP
 from fleetpulse.database.retention import GENERIC, SAMPLES, retention
 from fleetpulse.settings import DatabaseSettings
 from fleetpulse.telemetry import logger
@@ -45,6 +46,8 @@ _LATE_DATA_EVERY: Final = timedelta(hours=1)
 _RETENTION_EVERY: Final = timedelta(hours=6)
 # A refresh stays this far away from rows that retention may drop while it runs.
 _EXPIRY_MARGIN: Final = timedelta(hours=6)
+# As far back as any retention may be set.
+_FOR_EVER: Final = timedelta(days=36_500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def wanted(settings: DatabaseSettings) -> list[Policy]:
     return [
         *(_retention_policy(relation, kept) for relation, kept in retention(settings).items()),
         *(_columnstore_policy(relation, columnstore) for relation in (*SAMPLES, *GENERIC) if columnstore),
-        *(_refresh_policy(f"{samples}{level.suffix}", level) for samples in SAMPLES for level in LEVELS),
+        *(_refresh_policy(f"{name}{level.suffix}", level) for name in ROLLED_UP for level in LEVELS),
         _late_data_policy(settings),
     ]
 
@@ -120,19 +123,29 @@ def _late_data_policy(settings: DatabaseSettings) -> Policy:
 
 def late_windows(settings: DatabaseSettings) -> Iterable[dict[str, str]]:
     """Where the late-data job looks, finest rollup first: from as old as a sample may come in to where the refresh
-    policy begins, and never where the rows that a rollup is made from may be dropped."""
+    policy begins, and never where the rows that a rollup is made from may be dropped.
+
+    A group's goes as far back as its source is kept, because a database may be older than its groups.
+    """
     kept = retention(settings)
     for level in LEVELS:
         for samples in SAMPLES:
             source = f"{samples}{level.finer}"
             oldest = min(kept[source] - _EXPIRY_MARGIN, kept[samples] + 2 * level.width)
-            yield {
-                "source": source,
-                "rollup": f"{samples}{level.suffix}",
-                "width": _interval(level.width),
-                "start_offset": _interval(oldest),
-                "end_offset": _interval(level.start_offset),
-            }
+            yield _window(source, samples, level, oldest)
+        for group in GROUPS:
+            source = f"{group.source}{level.suffix}"
+            yield _window(source, group.name, level, kept.get(source, _FOR_EVER) - _EXPIRY_MARGIN)
+
+
+def _window(source: str, name: str, level: Level, oldest: timedelta) -> dict[str, str]:
+    return {
+        "source": source,
+        "rollup": f"{name}{level.suffix}",
+        "width": _interval(level.width),
+        "start_offset": _interval(oldest),
+        "end_offset": _interval(level.start_offset),
+    }
 
 
 def _interval(length: timedelta) -> str:

@@ -1,5 +1,6 @@
 """Every relation and its columns, as the migrations make them in both profiles."""
 
+from dataclasses import dataclass
 from typing import Final
 
 from fleetpulse.stream.dictionary import TABLES, Measure, Table
@@ -10,6 +11,27 @@ KEYS: Final = {
     "system_samples": ("worker_key",),
     "engine_samples": ("worker_key", "engine_key"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rollups of many of a samples table's series together, each level made from the same level of ``source``."""
+
+    name: str
+    source: str
+    samples: str
+    keys: tuple[str, ...]
+
+
+GROUPS: Final = (
+    Group("gpu_worker", "gpu_samples", "gpu_samples", ("worker_key",)),
+    Group("gpu_fleet", "gpu_worker", "gpu_samples", ()),
+    Group("system_fleet", "system_samples", "system_samples", ()),
+    Group("engine_worker", "engine_samples", "engine_samples", ("worker_key",)),
+    Group("engine_fleet", "engine_worker", "engine_samples", ()),
+)
+# What there is at every level, in the order to make it in.
+ROLLED_UP: Final = (*KEYS, *(group.name for group in GROUPS))
 
 _OTHERS: Final[dict[str, str]] = {
     "workers": "worker_key worker_id instance_id host_name first_seen_at",
@@ -77,6 +99,12 @@ def rollup_columns(measure: Measure) -> tuple[str, ...]:
     return tuple(f"{measure.column}_{part}" for part in parts)
 
 
+def group_columns(measure: Measure) -> tuple[str, ...]:
+    """Columns of a group's rollup that hold a measure."""
+    parts = ("increase", "count", "series") if measure.kind == "counter" else ("sum", "count", "min", "max")
+    return tuple(f"{measure.column}_{part}" for part in parts)
+
+
 def expected(profile: str) -> dict[str, tuple[str, ...]]:
     """Columns of each relation, in order."""
     found = {name: tuple(columns.split()) for name, columns in _OTHERS.items()}
@@ -85,9 +113,16 @@ def expected(profile: str) -> dict[str, tuple[str, ...]]:
     for table in TABLES:
         found[table.name] = ("time", *KEYS[table.name], *table.columns)
         found |= {f"{table.name}{suffix}": _rollup(table) for suffix in ROLLUP_SUFFIXES}
+        groups = [group for group in GROUPS if group.samples == table.name]
+        found |= {f"{group.name}{suffix}": _grouped(group, table) for group in groups for suffix in ROLLUP_SUFFIXES}
     return found
 
 
 def _rollup(table: Table) -> tuple[str, ...]:
     measures = (column for measure in table.measures for column in rollup_columns(measure))
     return ("bucket", *KEYS[table.name], "sample_count", *measures)
+
+
+def _grouped(group: Group, table: Table) -> tuple[str, ...]:
+    measures = (column for measure in table.measures for column in group_columns(measure))
+    return ("bucket", *group.keys, "series_count", "sample_count", *measures)

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Final
 
+from fleetpulse.database.relations import ROLLED_UP
 from fleetpulse.settings import DatabaseSettings, SettingsError
 from fleetpulse.stream.dictionary import TABLES
 
@@ -17,8 +18,8 @@ def retention(settings: DatabaseSettings) -> dict[str, timedelta]:
     return (
         dict.fromkeys((*SAMPLES, *GENERIC), raw)
         | {"heartbeats": heartbeat}
-        | {f"{name}_1m": minute for name in SAMPLES}
-        | {f"{name}_1h": hour for name in SAMPLES}
+        | {f"{name}_1m": minute for name in ROLLED_UP}
+        | {f"{name}_1h": hour for name in ROLLED_UP}
     )
 
 

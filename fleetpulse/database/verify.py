@@ -7,14 +7,15 @@ from fleetpulse.database.connect import Connection, DatabaseError
 from fleetpulse.database.partitions import STEPS
 from fleetpulse.database.policies import LATE_DATA_PROCEDURE, LEVELS, wanted
 from fleetpulse.database.profile import Profile
-from fleetpulse.database.relations import expected
+from fleetpulse.database.relations import ROLLED_UP, expected
 from fleetpulse.database.retention import GENERIC, SAMPLES
 from fleetpulse.settings import DatabaseSettings
 
+_ROLLUP_FUNCTIONS: Final = ("rollup_columns", "rollup_keys", "rollup_measures", "rollup_groups", "group_columns")
 _FUNCTIONS: Final[dict[Profile, tuple[str, ...]]] = {
-    "timescale": ("rollup_columns", "rollup_keys", "rollup_measures", LATE_DATA_PROCEDURE),
+    "timescale": (*_ROLLUP_FUNCTIONS, LATE_DATA_PROCEDURE),
     "postgres": (
-        *("rollup_columns", "rollup_keys", "rollup_measures", "roll_up_buckets", "bucket_of"),
+        *(*_ROLLUP_FUNCTIONS, "roll_up_buckets", "roll_up_series", "roll_up_group", "bucket_of"),
         *("partition_name", "make_partitions", "partitions_of", "drop_partition"),
     ),
 }
@@ -67,7 +68,7 @@ async def _timescale_relations(connection: Connection) -> list[str]:
         "SELECT view_name::text, materialized_only FROM timescaledb_information.continuous_aggregates"
     )
     aggregates = dict(await cursor.fetchall())
-    rollups = [f"{samples}{level.suffix}" for samples in SAMPLES for level in LEVELS]
+    rollups = [f"{name}{level.suffix}" for name in ROLLED_UP for level in LEVELS]
     return [
         *(f"hypertable {name}" for name in (*SAMPLES, *GENERIC, "heartbeats") if name not in hypertables),
         *(f"continuous aggregate {name}" for name in rollups if name not in aggregates),

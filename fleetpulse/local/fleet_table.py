@@ -25,6 +25,16 @@ def url_table(urls: Mapping[str, str], data_dir: str) -> Table:
     return table
 
 
+def lines_to_paste(proxy_url: str, inference_key: str, control_url: str, admin_key: str, model: str) -> str:
+    """A request to each of the two APIs, for a shell."""
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "hello"}}]}}'
+    return (
+        f"curl {proxy_url}/v1/chat/completions -H 'Authorization: Bearer {inference_key}'"
+        f" -H 'Content-Type: application/json' -d '{body}'\n"
+        f"curl {control_url}/workers -H 'Authorization: Bearer {admin_key}'"
+    )
+
+
 def fleet_table(answer: Mapping[str, Any]) -> RenderableType:
     """The workers, and what is wrong with hearing them."""
     table = Table(title=f"fleet: {_summary(answer)}", title_justify="left")

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from fleetpulse.local.processes import Child
 
-_SERVICE_STOP_SECONDS: Final = 6.0
+SERVICE_STOP_SECONDS: Final = 6.0
 
 
 class Server(Protocol):
@@ -54,12 +54,12 @@ def server_part(name: str, server: Server) -> Part:
     return Part(name, server.log_file, server.start, server.stop, lambda: server.child)
 
 
-def service_part(child: Child) -> Part:
+def service_part(child: Child, stop_seconds: float = SERVICE_STOP_SECONDS) -> Part:
     """A process that is started without waiting for it."""
     return Part(
         child.name,
         child.log_file,
         child.start,
-        lambda: child.stop(signal.SIGTERM, _SERVICE_STOP_SECONDS),
+        lambda: child.stop(signal.SIGTERM, stop_seconds),
         lambda: child,
     )

@@ -13,7 +13,7 @@ from psycopg.sql import SQL, Identifier
 
 from fleetpulse.local.apache_kafka import ApacheKafka
 from fleetpulse.local.broker import EmbeddedBroker
-from fleetpulse.local.parts import Part, server_part, service_part
+from fleetpulse.local.parts import SERVICE_STOP_SECONDS, Part, server_part, service_part
 from fleetpulse.local.ports import LOOPBACK, free_port, is_free
 from fleetpulse.local.postgres import EmbeddedPostgres
 from fleetpulse.local.processes import Child, StartError
@@ -22,6 +22,8 @@ from fleetpulse.settings import CollectorSettings, ControlSettings, LocalSetting
 
 DATABASE: Final = "fleetpulse"
 CLOUD_PORT: Final = 8010
+# It stops its machines' agents and engines first.
+_CLOUD_STOP_SECONDS: Final = 12.0
 _AGENT_PREFIX: Final = "FLEETPULSE_AGENT_"
 
 
@@ -105,7 +107,7 @@ class Stack:
         cloud = ["control.providers.mock", "--port", str(self.ports.cloud), "--data-dir", str(self.data_dir / "cloud")]
         return [
             self._child("collector", ["fleetpulse", "collector"], collector),
-            self._child("mock-cloud", cloud, {}),
+            self._child("mock-cloud", cloud, {}, _CLOUD_STOP_SECONDS),
         ]
 
     def services(self) -> list[Part]:
@@ -150,7 +152,9 @@ class Stack:
         """Addresses of the services, by part."""
         return {"proxy": self.proxy_url, "control": self.control_url, "collector": _url(self.ports.collector)}
 
-    def _child(self, name: str, module: list[str], environment: Mapping[str, str]) -> Part:
+    def _child(
+        self, name: str, module: list[str], environment: Mapping[str, str], stop_seconds: float = SERVICE_STOP_SECONDS
+    ) -> Part:
         shared = {
             "FLEETPULSE_DATABASE_URL": self._postgres.url(DATABASE),
             "FLEETPULSE_KAFKA_BOOTSTRAP": self._broker.bootstrap,
@@ -161,7 +165,8 @@ class Stack:
                 [sys.executable, "-m", *module],
                 self.data_dir / "logs" / f"{name}.log",
                 {**os.environ, **shared, **environment},
-            )
+            ),
+            stop_seconds,
         )
 
 

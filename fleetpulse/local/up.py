@@ -16,8 +16,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from fleetpulse.client.control import ControlClient
-from fleetpulse.local.deployment import Worker, deploy, inference_key, is_offered, unready
-from fleetpulse.local.fleet_table import fleet_line, fleet_table, url_table
+from fleetpulse.local.deployment import MODEL, Worker, deploy, inference_key, is_offered, unready
+from fleetpulse.local.fleet_table import fleet_line, fleet_table, lines_to_paste, url_table
 from fleetpulse.local.processes import StartError
 from fleetpulse.local.readiness import lacking
 from fleetpulse.local.stack import Stack, choose_ports
@@ -61,11 +61,17 @@ async def up(settings: LocalSettings, stop: asyncio.Event) -> None:
                 if not stop.is_set():
                     write_state(data_dir, stack.state(supervisor.pids()))
                     console.print(url_table(stack.urls(), str(data_dir)))
+                    console.print(_lines_to_paste(stack))
                     await _show(stack, stop, console)
                 console.print("stopping")
         finally:
             remove_state(data_dir)
         console.print(f"stopped; the data is kept in {data_dir}")
+
+
+def _lines_to_paste(stack: Stack) -> str:
+    keys = stack.secrets
+    return lines_to_paste(stack.proxy_url, keys.inference_key, stack.control_url, keys.admin_key, MODEL)
 
 
 def _keep_state(stack: Stack, supervisor: Supervisor) -> None:
