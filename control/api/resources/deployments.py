@@ -1,5 +1,6 @@
 """``/deployments``: asking for instances, and what became of them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final
@@ -226,6 +227,8 @@ async def deployment(call: Call[Nothing, Nothing]) -> DeploymentProgress:
     expected = await expected_seconds(database, str(shown["provider"]), str(shown["instance_type"]))
     subjects = await database.rows(_INSTANCES, {"deployment_id": deployment_id})
     parts = [progress(Subject(*subject), expected) for subject in subjects]
+    # Of one look: between two queries an instance may move.
+    shown["states"] = dict(Counter(part.state for part in parts))
     percent, remaining = together(parts)
     return DeploymentProgress(**shown, percent=percent, expected_remaining_seconds=remaining, instances=parts)
 
