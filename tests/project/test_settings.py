@@ -51,9 +51,10 @@ def test_a_wrong_setting_ends_a_command_with_one_line_and_status_2(
 
 
 def test_settings_that_do_not_go_together_are_one_line_too(clean_environment: dict[str, str], tmp_path: Path) -> None:
-    result = run(["control"], clean_environment | {"FLEETPULSE_CONTROL_HOST": "0.0.0.0"}, tmp_path)
+    result = run(["control"], clean_environment | {"FLEETPULSE_DATABASE_RETENTION_RAW_DAYS": "100"}, tmp_path)
     (line,) = result.stderr.splitlines()
-    assert (result.returncode, line.partition(" is not set")[0]) == (2, "fleetpulse: FLEETPULSE_CONTROL_ADMIN_KEY")
+    variable = "FLEETPULSE_DATABASE_RETENTION_MINUTE_DAYS"
+    assert (result.returncode, line.partition(": 90 is less")[0]) == (2, f"fleetpulse: {variable}")
 
 
 def test_several_wrong_settings_are_told_at_once(clean_environment: dict[str, str], tmp_path: Path) -> None:
