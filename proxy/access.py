@@ -22,6 +22,9 @@ class Key:
     tokens_per_minute: int | None = None
     tokens_per_month: int | None = None
     expires_unix: float | None = None
+    key_text: str = ""
+    """The ids as records have them."""
+    organization_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Model:
     created_unix: int
     organization_ids: frozenset[UUID] = frozenset()
     """Organisations that may use it though it is not public."""
+    model_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +60,8 @@ class Snapshot:
     keys: Mapping[bytes, Key] = field(default_factory=dict)
     models: Mapping[str, Model] = field(default_factory=dict)
     offerings: Mapping[str, Offering] = field(default_factory=dict)
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether any key has tokens for a month."""
+        return any(key.tokens_per_month is not None for key in self.keys.values())

@@ -136,6 +136,7 @@ def _model(row: list[Any]) -> Model:
         active=active,
         created_unix=int(created),
         organization_ids=frozenset(map(UUID, organization_ids)),
+        model_text=model_id,
     )
 
 
@@ -153,4 +154,6 @@ def _key(row: list[Any]) -> Key:
         tokens_per_minute=minute,
         tokens_per_month=month,
         expires_unix=None if expires is None else float(expires),
+        key_text=key_id,
+        organization_text=organization_id,
     )

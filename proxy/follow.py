@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
 from fleetpulse.stream import heartbeat, lifecycle, usage
 from fleetpulse.stream.consumer import Record, StreamReader
 from fleetpulse.stream.errors import MalformedUsageError, MessageError
-from fleetpulse.stream.topics import HEARTBEATS, USAGE
+from fleetpulse.stream.topics import HEARTBEATS
 from fleetpulse.stream.usage import UsageRecord
 from fleetpulse.telemetry import logger
 from proxy.fleet import Fleet
@@ -22,12 +23,21 @@ TURN_RECORDS: Final = 200
 LOOK_SECONDS: Final = 1.0
 
 
-async def follow(reader: StreamReader, fleet: Fleet, limits: Limits, own_boot: str, metrics: ProxyMetrics) -> None:
-    """Take in every message until cancelled."""
+async def follow(reader: StreamReader, fleet: Fleet, metrics: ProxyMetrics) -> None:
+    """Take in heartbeats and lifecycle messages until cancelled."""
+    await _take_all(reader, lambda record: _take(record, fleet), metrics)
+
+
+async def follow_usage(reader: StreamReader, limits: Limits, own_boot: str, metrics: ProxyMetrics) -> None:
+    """Take in the usage records of other processes until cancelled."""
+    await _take_all(reader, lambda record: _spend(usage.decode(record.value or b""), limits, own_boot), metrics)
+
+
+async def _take_all(reader: StreamReader, take: Callable[[Record], None], metrics: ProxyMetrics) -> None:
     async for batch in reader.batches():
         for number, record in enumerate(batch, 1):
             try:
-                _take(record, fleet, limits, own_boot)
+                take(record)
             except MessageError as error:
                 metrics.refused_messages.labels(error.reason).inc()
                 where = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
@@ -36,17 +46,14 @@ async def follow(reader: StreamReader, fleet: Fleet, limits: Limits, own_boot: s
                 await asyncio.sleep(0)
 
 
-def _take(record: Record, fleet: Fleet, limits: Limits, own_boot: str) -> None:
+def _take(record: Record, fleet: Fleet) -> None:
     """One message. A lifecycle message without a value says that the instance is over. Raises MessageError."""
-    value = record.value or b""
     if record.topic == HEARTBEATS.name:
-        fleet.observe(heartbeat.decode(value), time.monotonic())
-    elif record.topic == USAGE.name:
-        _spend(usage.decode(value), limits, own_boot)
+        fleet.observe(heartbeat.decode(record.value or b""), time.monotonic())
     elif record.value is None:
         fleet.remove((record.key or b"").decode("utf-8", "replace"))
     else:
-        fleet.move(lifecycle.decode(value), time.monotonic())
+        fleet.move(lifecycle.decode(record.value), time.monotonic())
 
 
 def _spend(told: UsageRecord, limits: Limits, own_boot: str) -> None:

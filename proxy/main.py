@@ -8,6 +8,7 @@ heartbeats, lifecycle messages ──▶ fleet ───────────
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
@@ -28,13 +29,14 @@ from proxy.access_reader import Access
 from proxy.account import Account, outcome
 from proxy.call import Call
 from proxy.fleet import Fleet
-from proxy.follow import follow, look_after
+from proxy.follow import follow, follow_usage, look_after
 from proxy.front import Front
 from proxy.limits import Limits
 from proxy.metrics import ProxyMetrics, StateCollector
 from proxy.pipeline import Pipeline
 from proxy.relay.attempts import Attempt, Attempts
 from proxy.relay.connection import SWEEP_SECONDS, Pool
+from proxy.relay.outbox import Outbox
 from proxy.request_log import RequestLog
 from proxy.spool import Spool
 
@@ -45,8 +47,9 @@ BACKLOG = 2_048
 # For the usage records of the last requests, once these are over.
 FLUSH_SECONDS = 5.0
 DRAIN_LOOK_SECONDS = 0.05
-# Heartbeats come once a second; 50 ms more are not noticed.
-FETCH_PACE_SECONDS = 0.05
+# Heartbeats come once a second; a tenth of that more is not noticed.
+FETCH_PACE_SECONDS = 0.1
+BUDGET_LOOK_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -103,14 +106,18 @@ async def run(
         front = Front(pipeline.handle, settings)
         server = await _listen(front, settings, shared=process is not None)
         _log.info("proxy started", extra={"host": settings.host, "port": server.sockets[0].getsockname()[1]})
+        # What is there now stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in _background(settings, database, parts)]
+            tasks = [group.create_task(work) for work in _background(settings, stream, database, parts)]
             await stop.wait()
             await _drain(settings, parts, pipeline, server, front)
             for task in tasks:
                 task.cancel()
         await parts.spool.flush(FLUSH_SECONDS if producer.connected else 0.1)
         parts.spool.save(settings.usage_dir)
+        pipeline.log.flush()
         parts.pool.close()
     _log.info("proxy stopped")
 
@@ -126,7 +133,7 @@ async def _parts(
     reader = await stack.enter_async_context(
         StreamReader(
             stream,
-            [HEARTBEATS.name, LIFECYCLE.name, USAGE.name],
+            [HEARTBEATS.name, LIFECYCLE.name],
             CLIENT_ID,
             from_start=[LIFECYCLE.name],
             pace_seconds=FETCH_PACE_SECONDS,
@@ -159,6 +166,7 @@ def _pipeline(settings: ProxySettings, parts: Parts) -> Pipeline:
         attempts=Attempts(settings, parts.fleet, parts.pool, told, parts.metrics.ejections.inc),
         metrics=parts.metrics,
         log=RequestLog(settings.request_log),
+        outbox=Outbox(asyncio.get_running_loop()),
         other=lambda http, path: _health(http, path, parts),
     )
     parts.metrics.in_flight.set_function(lambda: pipeline.in_flight)
@@ -166,10 +174,11 @@ def _pipeline(settings: ProxySettings, parts: Parts) -> Pipeline:
 
 
 def _background(
-    settings: ProxySettings, database: DatabaseSettings, parts: Parts
+    settings: ProxySettings, stream: StreamSettings, database: DatabaseSettings, parts: Parts
 ) -> Iterator[Coroutine[Any, Any, None]]:
     yield parts.access.keep(database, settings.access_poll_seconds)
-    yield follow(parts.reader, parts.fleet, parts.limits, parts.account.boot, parts.metrics)
+    yield follow(parts.reader, parts.fleet, parts.metrics)
+    yield _follow_usage(stream, parts)
     yield look_after(parts.fleet)
     yield parts.spool.send()
     yield _sweep(parts.pool)
@@ -182,6 +191,14 @@ async def _listen(front: Front, settings: ProxySettings, shared: bool) -> asynci
     except OSError as error:
         where = f"{settings.host}:{settings.port}"
         raise OSError(error.errno, f"cannot listen on {where}: {error.strerror or error}") from error
+
+
+async def _follow_usage(stream: StreamSettings, parts: Parts) -> None:
+    """What other processes tell of tokens is of interest once there is a key with a budget."""
+    while not parts.access.snapshot.has_budgets:  # noqa: ASYNC110
+        await asyncio.sleep(BUDGET_LOOK_SECONDS)
+    async with StreamReader(stream, [USAGE.name], f"{CLIENT_ID}-budgets", pace_seconds=FETCH_PACE_SECONDS) as reader:
+        await follow_usage(reader, parts.limits, parts.account.boot, parts.metrics)
 
 
 async def _sweep(pool: Pool) -> None:

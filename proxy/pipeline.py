@@ -27,6 +27,7 @@ from proxy.limits import Limits
 from proxy.metrics import NO_MODEL, ProxyMetrics
 from proxy.relay.attempts import Attempt, Attempts
 from proxy.relay.client import Client
+from proxy.relay.outbox import Outbox
 from proxy.request_log import RequestLog
 from proxy.resolve import resolve, usable
 
@@ -65,6 +66,7 @@ class Pipeline:
     log: RequestLog
     other: Callable[[web.BaseRequest, str], web.StreamResponse | None]
     """Answers what is not OpenAI's API: health and metrics."""
+    outbox: Outbox
     in_flight: int = 0
     paths: frozenset[str] = field(init=False)
 
@@ -83,7 +85,7 @@ class Pipeline:
             return CLOSED
         headers = http.headers
         correlation = correlation_id(headers.get("X-Correlation-Id"), headers.get("X-Request-Id"))
-        client = Client(connection.transport, correlation, http.version >= HttpVersion11, http.keep_alive)
+        client = Client(connection.transport, self.outbox, correlation, http.version >= HttpVersion11, http.keep_alive)
         connection.client = client
         request = Request(client, path, time.monotonic())
         self.in_flight += 1

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final, Protocol
 
+from proxy.relay.outbox import Outbox
+
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
@@ -25,10 +27,18 @@ class Listener(Protocol):
 class Client:
     """One request's way back. HTTP/1.0 has no chunks: there a body of unknown length ends with the connection."""
 
-    __slots__ = ("correlation_id", "head_sent", "is_chunked", "keeps_alive", "listener", "transport")
+    __slots__ = ("correlation_id", "head_sent", "is_chunked", "keeps_alive", "listener", "outbox", "transport")
 
-    def __init__(self, transport: asyncio.Transport, correlation_id: str, is_http_11: bool, keeps_alive: bool) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        outbox: Outbox,
+        correlation_id: str,
+        is_http_11: bool,
+        keeps_alive: bool,
+    ) -> None:
         self.transport = transport
+        self.outbox = outbox
         self.correlation_id = correlation_id
         self.is_chunked = is_http_11
         self.keeps_alive = keeps_alive
@@ -68,18 +78,29 @@ class Client:
         """What follows the last piece of such a body."""
         return LAST_CHUNK if self.is_chunked else b""
 
+    def write(self, data: bytes) -> None:
+        """Send some bytes."""
+        self.outbox.put(self.transport, data)
+
+    def finish(self, last: bytes) -> None:
+        """Send the last bytes of an answer."""
+        if last:
+            self.outbox.put(self.transport, last)
+        if not self.keeps_alive:
+            # The server closes the connection as soon as it hears that the answer is over.
+            self.outbox.flush()
+
     def answer(
         self, status: int, content_type: bytes, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
     ) -> None:
         """Send a whole answer."""
         self.head_sent = True
-        self.transport.write(self.head(status, content_type, len(body), headers) + body)
+        self.finish(self.head(status, content_type, len(body), headers) + body)
 
     def break_off(self, last: bytes = b"") -> None:
         """Close without the end of the body, so that nobody takes it for whole, once what was written has gone out."""
         self.keeps_alive = False
-        if last:
-            self.transport.write(self.frame(last))
+        self.finish(self.frame(last) if last else b"")
         self.transport.close()
 
     def abort(self) -> None:

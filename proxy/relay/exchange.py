@@ -105,7 +105,7 @@ class Exchange:
         self._connection.reader = self
         self._client.listener = self
         self.sent_at = self._touched = time.monotonic()
-        self._connection.transport.write(request)
+        self._client.outbox.put(self._connection.transport, request)
         self._timer = self._loop.call_later(self._timeouts.first_byte, self._look)
 
     def received(self, data: bytes) -> None:
@@ -113,7 +113,7 @@ class Exchange:
         self._touched = time.monotonic()
         chunks = self._chunks
         if chunks is not None and chunks.is_whole_chunk(data) and self._events.passes_whole(data):
-            self._client.transport.write(data)
+            self._client.write(data)
             return
         try:
             self._feed(data)
@@ -220,7 +220,7 @@ class Exchange:
             client.head_sent = True
             if client.is_chunked and isinstance(self._framing, Chunked):
                 self._chunks = self._framing
-        client.transport.write(out)
+        client.write(out)
 
     def _pass(self, body: bytes) -> None:
         """An answer that is no stream: held while it is small."""
@@ -236,10 +236,10 @@ class Exchange:
             body = self.held
             self._buffer.clear()
             client.head_sent = True
-            client.transport.write(client.head(head.status, head.content_type, head.length, head.headers))
+            client.write(client.head(head.status, head.content_type, head.length, head.headers))
         self._tail += body
         del self._tail[:-TAIL_BYTES]
-        client.transport.write(body if head.length is not None else client.frame(body))
+        client.write(body if head.length is not None else client.frame(body))
 
     def _body_ended(self) -> None:
         head, client = self.head, self._client
@@ -248,8 +248,7 @@ class Exchange:
             self._stream_ended()
         elif client.head_sent:
             self.usage = usage_of_answer(bytes(self._tail), is_whole=False)
-            if head.length is None:
-                client.transport.write(client.end())
+            client.finish(client.end() if head.length is None else b"")
             self._end(Ending("relayed"), keep=True)
         else:
             if head.status < 400:
@@ -267,7 +266,7 @@ class Exchange:
             client.break_off()
             self._end(Ending("broken", "the engine told of an error in the stream"))
         else:
-            client.transport.write(client.end())
+            client.finish(client.end())
             self._end(Ending("relayed"), keep=True)
 
     def _fail(self, outcome: Literal["lost", "timeout", "malformed", "silent"], detail: str) -> None:
@@ -345,7 +344,7 @@ class Exchange:
         if self._is_streaming and self._client.head_sent:
             quiet = now - self._touched
             if quiet >= limits.keep_alive:
-                self._client.transport.write(self._client.frame(KEEP_ALIVE))
+                self._client.write(self._client.frame(KEEP_ALIVE))
                 due = min(due, now + limits.keep_alive)
             else:
                 due = min(due, self._touched + limits.keep_alive)
