@@ -53,6 +53,8 @@ class Endpoint:
     """What it means when the database refuses for uniqueness or references."""
     location: str | None = None
     """Path of what was created, with names of the answer's fields."""
+    act: str | None = None
+    """What the action log calls it, where the handler does not write there itself."""
     in_transaction: bool | None = None
     """Whether the handler has a transaction; unless given, everything but GET has."""
 

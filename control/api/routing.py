@@ -8,6 +8,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from control.access.principal import Principal
+from control.actions import log_action
 from control.api import idempotency
 from control.api.authentication import PRINCIPAL
 from control.api.call import Call, Parts
@@ -15,6 +16,7 @@ from control.api.endpoint import JSON, Endpoint
 from control.api.endpoint import Handler as Answering
 from control.api.fields import Nothing
 from control.api.idempotency import Done
+from control.api.openapi import EVENT_STREAM
 from control.api.problems import ProblemError
 from control.api.validation import body_values, path_values, query_values
 
@@ -25,7 +27,8 @@ def add(application: web.Application, endpoint: Endpoint, parts: Parts) -> None:
         return
     handler = _handler(endpoint, endpoint.handler, parts)
     if endpoint.method == "GET":
-        application.router.add_get(endpoint.path, handler)
+        # The head of a stream without its body would never end.
+        application.router.add_get(endpoint.path, handler, allow_head=EVENT_STREAM not in endpoint.contents)
     else:
         application.router.add_route(endpoint.method, endpoint.path, handler)
 
@@ -66,7 +69,9 @@ async def _in_transaction(
             )
 
             async def work() -> Done:
-                return _done(endpoint, await answer(inner))
+                done = _done(endpoint, await answer(inner))
+                await _log(endpoint, inner)
+                return done
 
             if endpoint.creates:
                 done = await idempotency.once(
@@ -79,6 +84,13 @@ async def _in_transaction(
     # Whatever was changed may be access; the next request here must not see what was before.
     parts.admission.forget()
     return _sent(endpoint, done)
+
+
+async def _log(endpoint: Endpoint, call: Call[Any, Any]) -> None:
+    if endpoint.act is None:
+        return
+    detail = {name: str(value) for name, value in call.path.items()} | call.body.model_dump(mode="json")
+    await log_action(call.connection, endpoint.act, succeeded=True, actor=call.caller.actor, detail=detail)
 
 
 def _done(endpoint: Endpoint, answer: Any) -> Done:

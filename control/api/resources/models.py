@@ -168,6 +168,7 @@ ENDPOINTS: Final = (
         "Make a model known",
         TAG,
         create,
+        act="create_model",
         scope="admin",
         operators=True,
         status=201,
@@ -176,7 +177,15 @@ ENDPOINTS: Final = (
         location="/models/{model_id}",
     ),
     Endpoint(
-        "PATCH", "/models/{model_id}", "Change a model", TAG, change, scope="admin", operators=True, conflict=_TAKEN
+        "PATCH",
+        "/models/{model_id}",
+        "Change a model",
+        TAG,
+        change,
+        act="change_model",
+        scope="admin",
+        operators=True,
+        conflict=_TAKEN,
     ),
     Endpoint(
         "DELETE",
@@ -184,6 +193,7 @@ ENDPOINTS: Final = (
         "Forget a model",
         TAG,
         remove,
+        act="delete_model",
         scope="admin",
         operators=True,
         conflict="the model is in use by offerings, deployments or instances: set active to false instead",

@@ -148,11 +148,22 @@ ENDPOINTS: Final = (
         "Offer a model under a name of one's own",
         TAG,
         create,
+        act="create_offering",
         scope="admin",
         status=201,
         creates=True,
         conflict="the organisation has an offering of this code already, or does not exist",
     ),
-    Endpoint("PATCH", "/offerings/{offering_id}", "Switch an offering on or off", TAG, change, scope="admin"),
-    Endpoint("DELETE", "/offerings/{offering_id}", "Remove an offering", TAG, remove, scope="admin"),
+    Endpoint(
+        "PATCH",
+        "/offerings/{offering_id}",
+        "Switch an offering on or off",
+        TAG,
+        change,
+        act="change_offering",
+        scope="admin",
+    ),
+    Endpoint(
+        "DELETE", "/offerings/{offering_id}", "Remove an offering", TAG, remove, act="delete_offering", scope="admin"
+    ),
 )

@@ -82,7 +82,7 @@ async def test_lists_go_on_where_the_part_before_ended(api: Any) -> None:
     assert await every(api, "/organizations", "organizations", "slug") == ["default", "org-0", "org-1", "org-2"]
     assert await every(api, "/offerings", "offerings", "name") == ["default/c0", "default/c1", "default/c2"]
     assert await every(api, "/api-keys", "api_keys", "name") == ["k2", "k1", "k0"]
-    assert await every(api, "/actions", "actions", "action") == ["create_key"] * 3
+    assert await every(api, "/actions", "actions", "action", action="create_key") == ["create_key"] * 3
 
 
 async def test_a_private_model_is_for_those_who_were_granted_it(fleet: Any, new_key: Any) -> None:
@@ -110,6 +110,11 @@ async def test_a_private_model_is_for_those_who_were_granted_it(fleet: Any, new_
         await fleet.ask("DELETE", f"{access}/{tenant}", 204)
     assert (await fleet.ask("GET", "/models", 200, key))["models"] == []
     await fleet.ask("PUT", f"{access}/{NOBODY}", 409)
+    acts = [one["action"] for one in (await fleet.get("/actions"))["actions"]]
+    assert acts == [
+        *("withdraw_model", "withdraw_model", "delete_offering", "change_offering", "deploy", "create_offering"),
+        *("grant_model", "grant_model", "create_model", "create_key", "create_organization"),
+    ]
 
 
 async def test_an_organisation_goes_when_nothing_is_left_of_it(api: Any, new_key: Any) -> None:
