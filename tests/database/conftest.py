@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from fleetpulse.database.relations import KEYS, expected
+from fleetpulse.database.relations import GROUPS, KEYS, Group, expected
 from fleetpulse.stream.dictionary import TABLES, Table
 
 WIDTHS = {"_1m": timedelta(minutes=1), "_1h": timedelta(hours=1), "_1d": timedelta(days=1)}
@@ -64,6 +64,43 @@ class Workload:
             found.append(tuple(cells))
         return found
 
+    def grouped(self, group: Group, table: Table, rows: Sequence[Row], suffix: str) -> list[tuple[Any, ...]]:
+        """Rows of the group's rollup, ordered by keys and bucket."""
+        series_key = KEYS[table.name][-1]
+        groups: dict[tuple[Any, ...], list[Row]] = {}
+        for row in sorted(rows, key=lambda each: each["time"]):
+            bucket = EPOCH + (row["time"] - EPOCH) // WIDTHS[suffix] * WIDTHS[suffix]
+            groups.setdefault((*(row[key] for key in group.keys), bucket), []).append(row)
+        found = []
+        for (*keys, bucket), members in sorted(groups.items()):
+            cells: list[Any] = [bucket, *keys, len({row[series_key] for row in members}), len(members)]
+            for measure in table.measures:
+                read = [row for row in members if row[measure.column] is not None]
+                values = [row[measure.column] for row in read]
+                if measure.kind == "counter":
+                    series = _readings_by_series(read, series_key, measure.column)
+                    cells += [sum(map(_increase, series)) if series else None, len(values), len(series)]
+                else:
+                    low, high = min(values, default=None), max(values, default=None)
+                    cells += [sum(values) if values else None, len(values), low, high]
+            found.append(tuple(cells))
+        return found
+
+
+def _readings_by_series(rows: Sequence[Row], series_key: str, column: str) -> list[list[float]]:
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        found.setdefault(row[series_key], []).append(row[column])
+    return list(found.values())
+
+
+def _increase(readings: Sequence[float]) -> float:
+    """What a rollup knows of a counter's increase: a reset is seen where the minimum is below the first value."""
+    first, last, low, high = readings[0], readings[-1], min(readings), max(readings)
+    if low >= first:
+        return last - first
+    return last + (high - first if high > last else 0)
+
 
 def _reading(chance: random.Random) -> float | None:
     return None if chance.random() < 0.3 else chance.randint(-8_000, 8_000_000) / 8
@@ -105,18 +142,25 @@ def differences() -> Callable[[psycopg.Connection[Any], Workload, dict[str, list
 
     def compare(connection: psycopg.Connection[Any], workload: Workload, samples: dict[str, list[Row]]) -> list[str]:
         found = []
-        for table in TABLES:
-            for suffix in WIDTHS:
-                relation = f"{table.name}{suffix}"
-                keys = ", ".join(KEYS[table.name])
-                rows = connection.execute(f"SELECT * FROM {relation} ORDER BY {keys}, bucket").fetchall()
+        for suffix in WIDTHS:
+            for table in TABLES:
                 wanted = workload.rollup(table, samples[table.name], suffix)
-                names = expected("postgres")[relation]
-                if len(rows) != len(wanted):
-                    found.append(f"{relation} has {len(rows)} rows, not {len(wanted)}")
-                for row, want in zip(rows, wanted, strict=False):
-                    cells = zip(names, row, want, strict=True)
-                    found += [f"{relation} {want[:3]}: {name} is {a}, not {b}" for name, a, b in cells if a != b]
+                found += _differences(connection, f"{table.name}{suffix}", KEYS[table.name], wanted)
+            for group in GROUPS:
+                table = next(table for table in TABLES if table.name == group.samples)
+                wanted = workload.grouped(group, table, samples[table.name], suffix)
+                found += _differences(connection, f"{group.name}{suffix}", group.keys, wanted)
         return found[:300]
 
     return compare
+
+
+def _differences(
+    connection: psycopg.Connection[Any], relation: str, keys: Sequence[str], wanted: Sequence[tuple[Any, ...]]
+) -> list[str]:
+    rows = connection.execute(f"SELECT * FROM {relation} ORDER BY {', '.join([*keys, 'bucket'])}").fetchall()
+    found = [] if len(rows) == len(wanted) else [f"{relation} has {len(rows)} rows, not {len(wanted)}"]
+    for row, want in zip(rows, wanted, strict=False):
+        cells = zip(expected("postgres")[relation], row, want, strict=True)
+        found += [f"{relation} {want[:3]}: {name} is {a}, not {b}" for name, a, b in cells if a != b]
+    return found

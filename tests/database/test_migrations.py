@@ -3,15 +3,17 @@
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from collector.rollups import roll_up
 from fleetpulse.database import DatabaseError, prepare
 from fleetpulse.database.connect import connect
 from fleetpulse.database.migrate import dbmate_url, run_dbmate, sql_folder
-from fleetpulse.database.relations import expected
+from fleetpulse.database.relations import ROLLUP_SUFFIXES, expected
 from fleetpulse.settings import DatabaseSettings, ServiceSettings
 
 SQL = sql_folder(ServiceSettings(sql_dir=None))
@@ -107,10 +109,41 @@ async def test_rolling_back_the_partitions_keeps_the_samples(database_settings):
     async with await connect(database_settings) as connection:
         await connection.execute("INSERT INTO gpu_samples (time, worker_key, gpu_key) VALUES (now(), 1, 2)")
         target = dbmate_url(connection, database_settings)
-        for _ in ("0007", "0006", "0005"):
+        while await is_applied(connection, "0005"):
             await run_dbmate(target, SQL, "postgres", "rollback")
         cursor = await connection.execute("SELECT gpu_key FROM gpu_samples")
         assert await cursor.fetchall() == [(2,)]
+
+
+async def test_groups_of_a_database_that_is_older_than_they_are_hold_what_its_rollups_hold(database_settings):
+    now = datetime.now(UTC)
+    async with await connect(database_settings) as connection:
+        target = dbmate_url(connection, database_settings)
+        while await is_applied(connection, "0021"):
+            await run_dbmate(target, SQL, "postgres", "rollback")
+        await connection.execute(
+            "INSERT INTO gpu_samples (time, worker_key, gpu_key, power_watts) SELECT t, gpu %% 2, gpu, gpu"
+            " FROM generate_series(1, 5) AS gpu, unnest(%s::timestamptz[]) AS t",
+            ([now, now - timedelta(days=13)],),
+        )
+        await connection.execute(
+            "INSERT INTO rollup_dirty SELECT DISTINCT 'gpu_samples', date_trunc('minute', time) FROM gpu_samples"
+        )
+        await roll_up(connection)
+        await run_dbmate(target, SQL, "postgres")
+        for suffix in ROLLUP_SUFFIXES:
+            cursor = await connection.execute(
+                f"SELECT worker_key, series_count, sample_count, power_watts_sum FROM gpu_worker{suffix}"
+                " ORDER BY worker_key, bucket"
+            )
+            assert await cursor.fetchall() == [(0, 2, 2, 6)] * 2 + [(1, 3, 3, 9)] * 2
+            cursor = await connection.execute(f"SELECT series_count, power_watts_sum FROM gpu_fleet{suffix}")
+            assert await cursor.fetchall() == [(5, 15)] * 2
+
+
+async def is_applied(connection, version: str) -> bool:
+    cursor = await connection.execute("SELECT EXISTS (SELECT FROM schema_migrations WHERE version = %s)", (version,))
+    return (await cursor.fetchone())[0]
 
 
 async def test_a_migration_that_fails_is_named_and_leaves_nothing_behind(empty_database_url, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from fleetpulse.database.connect import connect
 from fleetpulse.database.policies import LEVELS, apply_policies, late_windows
+from fleetpulse.database.relations import ROLLED_UP
 from fleetpulse.database.retention import check
 from fleetpulse.settings import DatabaseSettings, SettingsError
 
@@ -98,12 +99,13 @@ async def test_old_chunks_go_to_the_columnstore_and_still_take_late_rows(timesca
 @pytest.mark.parametrize("raw_days", [1, 2, 14, 90])
 def test_no_refresh_reaches_rows_that_may_be_dropped(raw_days):
     settings = DatabaseSettings(retention_raw_days=raw_days, retention_minute_days=90, retention_hour_days=730)
-    kept = {"": raw_days, "_1m": 90, "_1h": 730}
+    kept = {"samples": raw_days, "1m": 90, "1h": 730, "1d": 36_500}
     for level in LEVELS:
-        assert level.start_offset < timedelta(days=kept[level.finer])
-        windows = [w for w in late_windows(settings) if w["rollup"].endswith(f"samples{level.suffix}")]
-        for window in windows:
-            assert int(window["start_offset"].split()[0]) < kept[level.finer] * 86_400
+        assert level.start_offset < timedelta(days=kept[level.finer.removeprefix("_") or "samples"])
+    windows = list(late_windows(settings))
+    assert len(windows) == len(ROLLED_UP) * len(LEVELS)
+    for window in windows:
+        assert int(window["start_offset"].split()[0]) < kept[window["source"].split("_")[-1]] * 86_400
 
 
 def test_a_rollup_kept_for_less_than_its_source_is_a_settings_error():

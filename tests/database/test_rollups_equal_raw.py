@@ -19,10 +19,12 @@ def bring_up_to_date(url: str) -> None:
                 "SELECT job_id, hypertable_name FROM timescaledb_information.jobs"
                 " WHERE proc_name IN ('refresh_late_rollups', 'policy_refresh_continuous_aggregate')"
                 # The late-data job reaches further back than the policies, which then take the changes up a level.
-                " ORDER BY array_position(ARRAY['1m', '1h', '1d'], right(hypertable_name, 2)) NULLS FIRST"
+                " ORDER BY array_position(ARRAY['1m', '1h', '1d'], right(hypertable_name, 2)) NULLS FIRST,"
+                " array_position(ARRAY['samples', 'worker', 'fleet'], split_part(hypertable_name, '_', 2))"
             ).fetchall()
-            # TimescaleDB 2.23 refreshes days only in the run after the one that finds changed hours.
-            for job, _ in jobs + [each for each in jobs if str(each[1]).endswith("_1d")]:
+            # TimescaleDB 2.23 refreshes what hours and days are made into only in the run after the one that finds them
+            # changed.
+            for job, _ in jobs + [each for each in jobs if str(each[1]).endswith(("_1h", "_1d"))]:
                 connection.execute("CALL run_job(%s)", (job,))
             return
     asyncio.run(roll_up_all(url))

@@ -27,6 +27,8 @@ async def test_a_prepared_database_passes(database_url):
         ("DROP TABLE system_samples_1h", "relation system_samples_1h"),
         ("DROP TABLE producer_positions", "relation producer_positions"),
         ("ALTER TABLE gpu_samples DROP COLUMN power_watts", "column power_watts of gpu_samples"),
+        ("DROP TABLE engine_fleet_1h", "relation engine_fleet_1h"),
+        ("ALTER TABLE system_fleet_1m DROP COLUMN series_count", "column series_count of system_fleet_1m"),
         ("ALTER TABLE gpu_samples_1d DROP COLUMN energy_joules_total_first", "energy_joules_total_first of gpu_sam"),
         ("DROP FUNCTION roll_up_buckets", "function roll_up_buckets"),
     ],
@@ -63,5 +65,5 @@ async def test_a_timescale_database_passes_until_a_view_job_or_setting_is_gone(t
             "timescale",
             ["ALTER MATERIALIZED VIEW engine_samples_1h SET (timescaledb.materialized_only = true)"],
         )
-    with pytest.raises(DatabaseError, match=r"relation gpu_samples_1d; .*job policy_refresh_continuous_aggregate"):
-        await verify_after(timescale_url, "timescale", ["DROP MATERIALIZED VIEW gpu_samples_1d"])
+    with pytest.raises(DatabaseError, match=r"relation gpu_fleet_1d; .*job policy_refresh_continuous_aggregate"):
+        await verify_after(timescale_url, "timescale", ["DROP MATERIALIZED VIEW gpu_fleet_1d"])
