@@ -57,14 +57,15 @@ def _take(record: Record, fleet: Fleet) -> None:
 
 
 def _spend(told: UsageRecord, limits: Limits, own_boot: str) -> None:
-    """What another process of the proxy tells of a key's tokens; our own are counted."""
+    """What another process of the proxy tells of a key's tokens, or an earlier one; our own are counted."""
     if told.record_id.startswith(f"{own_boot}-"):
         return
     try:
         key_id = UUID(told.key_id)
     except ValueError:
         raise MalformedUsageError("key_id is not a UUID") from None
-    limits.spend(key_id, (told.prompt_tokens or 0) + (told.completion_tokens or 0))
+    tokens = (told.prompt_tokens or 0) + (told.completion_tokens or 0)
+    limits.spend(key_id, tokens, told.started_unix_nano / 1e9)
 
 
 async def look_after(fleet: Fleet) -> None:

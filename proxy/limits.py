@@ -77,12 +77,14 @@ class Limits:
         if key.tokens_per_minute is not None:
             _bucket(self.tokens, key.key_id, key.tokens_per_minute, now).level -= tokens
         if key.tokens_per_month is not None:
-            self.spend(key.key_id, tokens)
+            self.spend(key.key_id, tokens, time.time())
 
-    def spend(self, key_id: UUID, tokens: int) -> None:
-        """Count tokens of this month, those that another process of the proxy has told too."""
+    def spend(self, key_id: UUID, tokens: int, unix_seconds: float) -> None:
+        """Count tokens used at that time; those of an earlier month have no effect."""
         month = self.months.get(key_id)
         now = _month(time.time())
+        if _month(unix_seconds) != now:
+            return
         if month is None or month.month != now:
             month = self.months[key_id] = Month(now)
         month.tokens += tokens

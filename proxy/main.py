@@ -194,10 +194,16 @@ async def _listen(front: Front, settings: ProxySettings, shared: bool) -> asynci
 
 
 async def _follow_usage(stream: StreamSettings, parts: Parts) -> None:
-    """What other processes tell of tokens is of interest once there is a key with a budget."""
+    """What was used before this start, and by other processes, is of interest once there is a key with a budget."""
     while not parts.access.snapshot.has_budgets:  # noqa: ASYNC110
         await asyncio.sleep(BUDGET_LOOK_SECONDS)
-    async with StreamReader(stream, [USAGE.name], f"{CLIENT_ID}-budgets", pace_seconds=FETCH_PACE_SECONDS) as reader:
+    async with StreamReader(
+        stream,
+        [USAGE.name],
+        f"{CLIENT_ID}-budgets",
+        from_start=[USAGE.name],
+        pace_seconds=FETCH_PACE_SECONDS,
+    ) as reader:
         await follow_usage(reader, parts.limits, parts.account.boot, parts.metrics)
 
 

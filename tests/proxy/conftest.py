@@ -203,6 +203,42 @@ class Worker:
             await asyncio.sleep(self.interval_seconds)
 
 
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass
+class ScriptedEngine:
+    """Raw bytes in place of an engine. ``gone`` are connections whose other side closed while a script ran."""
+
+    scripts: Sequence[Script]
+    url: str = ""
+    requests: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Head and body of each."""
+    connections: int = 0
+    open: int = 0
+    serving: set["asyncio.Task[None]"] = field(default_factory=set)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.serving.add(task)
+        self.connections += 1
+        self.open += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+                self.requests.append((head, await reader.readexactly(length)))
+                script = self.scripts[min(len(self.requests), len(self.scripts)) - 1]
+                await script(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.open -= 1
+            self.serving.discard(task)
+            writer.transport.abort()
+
+
 @dataclass
 class Site:
     """A proxy with everything around it."""
@@ -262,6 +298,24 @@ class Site:
         limits = EngineLimits(step_seconds=step_seconds)
         used = await self.stack.enter_async_context(mock_engine(port, MODEL, limits=limits, **options))
         return f"http://127.0.0.1:{used}"
+
+    async def until(self, condition: Callable[[], object], what: str, seconds: float = WAIT_SECONDS) -> None:
+        """Poll for a condition, which may be a coroutine function."""
+        await until(condition, what, seconds)
+
+    async def scripted(self, *scripts: "Script") -> "ScriptedEngine":
+        """An engine that does what the scripts say: one for each request, the last for all that follow."""
+        engine = ScriptedEngine(scripts)
+        server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
+        engine.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+        async def end() -> None:
+            server.close()
+            for task in tuple(engine.serving):
+                await _cancel(task)
+
+        self.stack.push_async_callback(end)
+        return engine
 
     async def routed(self, count: int) -> None:
         """Wait until the proxy knows so many workers that can take requests."""
