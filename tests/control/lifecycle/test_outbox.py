@@ -172,7 +172,7 @@ async def test_one_killed_between_sending_and_deleting_leaves_its_messages_to_th
     with pytest.raises(psycopg.errors.RaiseException):
         await publisher(database, producer).publish()
     assert await waiting(sql) == 5
-    await sql.execute("DROP TRIGGER fail ON lifecycle_outbox")
+    await sql.execute("DROP FUNCTION fail CASCADE")
     assert await publisher(database, producer).publish() == 0
     await sql.execute("UPDATE lifecycle_publisher SET lease_until = clock_timestamp()")
     assert await publisher(database, producer).publish() == 5
