@@ -18,7 +18,7 @@ _log = logger(__name__)
 PROBE_SECONDS: Final = 1.0
 REFRESH_SECONDS: Final = 30.0
 
-# The newest instance of each worker, and how long ago its last message was stored. A worker that sends metrics but no
+# The newest instance of each worker that has not ended, and how long ago its last message was stored. A worker that sends metrics but no
 # heartbeats (a stock OpenTelemetry collector) has the age of its last system sample; greatest() ignores nulls.
 IDENTITIES: Final = """
 SELECT
@@ -34,6 +34,10 @@ SELECT
 FROM (
     SELECT DISTINCT ON (worker_id) worker_id, worker_key, instance_id, host_name, first_seen_at
     FROM workers
+    WHERE NOT EXISTS (
+        SELECT FROM instances AS i
+        WHERE i.instance_id = workers.instance_id AND i.state IN ('terminated', 'archived')
+    )
     ORDER BY worker_id, worker_key DESC
 ) AS newest
 """
