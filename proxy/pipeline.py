@@ -102,7 +102,7 @@ class Pipeline:
     async def _answer(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
         path, method = request.path, http.method
         if "Upgrade" in http.headers or method == "CONNECT":
-            raise ProxyError(400, "upgrade_refused", "this server speaks plain HTTP/1.1 only")
+            raise ProxyError(400, "upgrade_refused", "this server does not switch protocols")
         if path in self.paths:
             _allow(method, "POST")
             return await self._engine(http, request)
@@ -157,6 +157,8 @@ class Pipeline:
         most = self.settings.body_bytes
         if (http.content_length or 0) > most:
             raise _too_large(most)
+        if headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+            raise ProxyError(400, "unsupported_encoding", "Transfer-Encoding may only be chunked")
         if headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
             raise ProxyError(400, "unsupported_encoding", "bodies must not be compressed")
         if (expected := headers.get("Expect")) is not None:

@@ -1,0 +1,241 @@
+"""What a hostile client sends ends in a 4xx or a closed connection, and an engine sees only whole requests of ours."""
+
+import asyncio
+import json
+
+import pytest
+
+from proxy.fleet import parse_address
+
+MODEL = "acme/mock-model"
+BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}).encode()
+START = b"POST /v1/chat/completions HTTP/1.1\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def post(*headers: bytes, body: bytes = BODY, start: bytes = START) -> bytes:
+    """A request with a key ({key} is put in) and these headers."""
+    lines = b"".join(header + b"\r\n" for header in headers)
+    return start + b"Host: x\r\nAuthorization: Bearer {key}\r\n" + lines + b"\r\n" + body
+
+
+def length(body: bytes = BODY) -> bytes:
+    return b"Content-Length: %d" % len(body)
+
+
+def chunks(body: bytes = BODY) -> bytes:
+    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+
+INNER = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n\r\n"
+# Refused, or the connection closed; never an answer of an engine.
+REFUSED = {
+    "length and coding": post(length(), b"Transfer-Encoding: chunked", body=chunks()),
+    "coding and length": post(b"Transfer-Encoding: chunked", length(), body=chunks()),
+    "two different lengths": post(length(), b"Content-Length: 5"),
+    "two lengths in one": post(b"Content-Length: 5, 5"),
+    "a negative length": post(b"Content-Length: -1"),
+    "a signed length": post(b"Content-Length: +%d" % len(BODY)),
+    "a length in hex": post(b"Content-Length: 0x10"),
+    "a length of nothing": post(b"Content-Length:"),
+    "an endless length": post(b"Content-Length: " + b"9" * 30),
+    "xchunked": post(b"Transfer-Encoding: xchunked", body=chunks()),
+    "chunked in quotes": post(b'Transfer-Encoding: "chunked"', body=chunks()),
+    "chunked, identity": post(b"Transfer-Encoding: chunked, identity", body=chunks()),
+    "chunked twice": post(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked", body=chunks()),
+    "gzip, chunked": post(b"Transfer-Encoding: gzip, chunked", body=chunks()),
+    "a tab before chunked's colon": post(b"Transfer-Encoding\t: chunked", body=chunks()),
+    "a space before the colon": post(b"Content-Length : 5"),
+    "a folded header": post(b"X-A: b\r\n c", length()),
+    "a zero in a header": post(b"X-A: b\x00c", length()),
+    "a return in a header": post(b"X-A: b\rX-B: c", length()),
+    "a header without a name": post(b": x", length()),
+    "a chunk in hex with 0x": post(b"Transfer-Encoding: chunked", body=b"0x1\r\na\r\n0\r\n\r\n"),
+    "a chunk with a sign": post(b"Transfer-Encoding: chunked", body=b"-1\r\na\r\n0\r\n\r\n"),
+    "a chunk longer than it says": post(b"Transfer-Encoding: chunked", body=b"1\r\naaa\r\n0\r\n\r\n"),
+    "a chunk of more than can be": post(b"Transfer-Encoding: chunked", body=b"f" * 20 + b"\r\n"),
+    "an endless extension": post(b"Transfer-Encoding: chunked", body=b"1;" + b"x" * 100_000 + b"\r\na\r\n0\r\n\r\n"),
+    "two hosts": post(b"Host: y", length()),
+    "an upgrade to a web socket": post(b"Connection: Upgrade", b"Upgrade: websocket", length()),
+    "an upgrade to HTTP/2": post(
+        b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: x", length()
+    ),
+    "HTTP/2 itself": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "a connection to elsewhere": b"CONNECT 169.254.169.254:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a URL of elsewhere": post(length(), start=b"POST http://169.254.169.254/latest HTTP/1.1\r\n"),
+    "our URL in full, of elsewhere": post(
+        length(), start=b"POST http://169.254.169.254/v1/chat/completions HTTP/1.1\r\n"
+    ),
+    "another expectation": post(b"Expect: 200-ok", length()),
+    "another version": START.replace(b"1.1", b"9.9") + b"Host: x\r\n\r\n",
+    "a method of control characters": b"PO\x01ST / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "TLS": bytes.fromhex("16030100a5010000a10303") + b"x" * 100 + b"\r\n\r\n",
+    "an endless request line": b"POST /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "an endless header": post(b"X-A: " + b"a" * 100_000, length()),
+    "a thousand headers": post(*[b"X-%d: y" % number for number in range(1000)], length()),
+    "a body in gzip": post(b"Content-Encoding: gzip", length(b"\x1f\x8b"), body=b"\x1f\x8b"),
+    "a body within the length of another request": post(b"Content-Length: 2", body=b"{}" + INNER),
+}
+
+
+async def talk(site, sent: bytes, pieces: int = 1, pause: float = 0.0) -> bytes:
+    """Everything that comes back until the connection is closed or silent for a while."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    sent = sent.replace(b"{key}", site.key.encode())
+    size = -(-len(sent) // pieces)
+    received = b""
+    try:
+        for start in range(0, len(sent), size):
+            writer.write(sent[start : start + size])
+            await writer.drain()
+            await asyncio.sleep(pause)
+        while True:
+            async with asyncio.timeout(0.5):
+                piece = await reader.read(65536)
+            if not piece:
+                break
+            received += piece
+    except (TimeoutError, ConnectionError):
+        pass
+    writer.close()
+    return received
+
+
+@pytest.fixture
+async def watched(site):
+    """A proxy and an engine that keeps what it was sent."""
+
+    async def script(_, writer) -> None:
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n" + b'{"choices":0}'
+        )
+
+    await site.start(header_bytes=8190, idle_timeout_seconds=1.0, body_timeout_seconds=1.0)
+    site.watched = await site.scripted(script)
+    await site.worker(site.watched.url)
+    await site.routed(1)
+    return site
+
+
+def statuses(received: bytes) -> list[int]:
+    return [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_it_is_refused_or_the_connection_closed(watched, name) -> None:
+    received = await talk(watched, REFUSED[name])
+    assert all(400 <= status < 500 for status in statuses(received)), received
+    assert b"choices" not in received
+    assert watched.watched.requests == []
+    # Others are served as before.
+    assert (await watched.chat())[0] == 200
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 100])
+async def test_what_is_unusual_but_right_is_served_and_framed_anew(watched, pieces) -> None:
+    usual = [
+        post(length()),
+        post(b"Transfer-Encoding: chunked", body=chunks()),
+        post(
+            b"transfer-encoding: CHUNKED",
+            body=b"1;a=b\r\n{\r\n%x\r\n%b\r\n0\r\nX: y\r\n\r\n" % (len(BODY) - 1, BODY[1:]),
+        ),
+        post(b"Content-Length: 000%d" % len(BODY)),
+        post(b"X-A: \xff\xfe", length()),
+    ]
+    for sent in usual:
+        received = await talk(watched, sent, pieces)
+        assert statuses(received) == [200], received
+    for head, body in watched.watched.requests:
+        assert b"transfer-encoding" not in head.lower()
+        assert (body, b"Content-Length: %d\r\n" % len(BODY) in head) == (BODY, True)
+
+
+async def test_requests_in_one_piece_are_answered_in_order(watched) -> None:
+    received = await talk(watched, post(length()) * 20 + post(length(), b"Connection: close"))
+    assert statuses(received) == [200] * 21
+
+
+async def test_ten_thousand_requests_in_one_piece_do_not_fill_the_memory(watched) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", watched.port)
+    writer.write(post(length()).replace(b"{key}", b"wrong") * 10_000)
+    async with asyncio.timeout(60):
+        received = await reader.read(1_000_000)
+    assert b" 401 " in received
+    writer.transport.abort()
+    assert (await watched.chat())[0] == 200
+
+
+async def test_a_body_is_asked_for_only_where_it_is_welcome(watched) -> None:
+    expects = (b"Expect: 100-continue", length())
+    received = await talk(watched, post(*expects))
+    assert statuses(received) == [100, 200]
+    assert statuses(await talk(watched, post(*expects, body=b"").replace(b"{key}", b"wrong"))) == [401]
+    assert statuses(await talk(watched, post(expects[0], b"Content-Length: 999999999", body=b""))) == [413]
+
+
+async def test_slow_headers_and_bodies_are_given_up(watched) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", watched.port)
+    started = asyncio.get_running_loop().time()
+
+    async def drip() -> None:
+        for byte in START * 100:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.05)
+
+    dripping = asyncio.create_task(drip())
+    async with asyncio.timeout(10):
+        assert await reader.read() == b""
+    dripping.cancel()
+    await asyncio.wait({dripping})
+    writer.close()
+    assert asyncio.get_running_loop().time() - started < 3
+    reader, writer = await asyncio.open_connection("127.0.0.1", watched.port)
+    writer.write(post(length(), body=BODY[:5]).replace(b"{key}", watched.key.encode()))
+    async with asyncio.timeout(10):
+        assert statuses(await reader.read()) == [408]
+    writer.close()
+
+
+async def test_a_refusal_of_garbage_has_openais_shape(watched) -> None:
+    received = await talk(watched, REFUSED["length and coding"])
+    head, _, body = received.partition(b"\r\n\r\n")
+    error = json.loads(body)["error"]
+    assert (error["code"], error["type"]) == ("malformed_request", "invalid_request_error")
+    assert error["correlation_id"].encode() in head
+
+
+@pytest.mark.parametrize("field", ["api_base", "base_url", "url", "engine_url", "callback"])
+async def test_a_body_cannot_name_where_the_request_goes(watched, field) -> None:
+    """Elsewhere a field of the body sent keys to a stranger's server."""
+    stranger = await watched.scripted()
+    status, _ = await watched.chat(**{field: stranger.url})
+    assert (status, stranger.connections) == (200, 0)
+
+
+ADDRESSES = {
+    "http://127.0.0.1:8100": ("127.0.0.1", 8100, ""),
+    "http://engine.local:80/base/": ("engine.local", 80, "/base"),
+    "https://10.0.0.1": ("10.0.0.1", 443, ""),
+    "http://[fd00::1]:8000": ("fd00::1", 8000, ""),
+    "http://169.254.169.254": None,
+    "http://[fe80::1]": None,
+    "http://0.0.0.0:1": None,
+    "http://224.0.0.1:1": None,
+    "http://user:password@engine": None,
+    "http://engine\r\nX: y": None,
+    "http://engine/a b": None,
+    "http://engine/?x": None,
+    "http://engine:99999": None,
+    "http://": None,
+    "ftp://engine": None,
+    "file:///etc/passwd": None,
+    "engine:8000": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("url", ADDRESSES)
+def test_an_engines_address_is_a_plain_one(url) -> None:
+    address = parse_address(url)
+    assert (address and (address.host, address.port, address.base_path)) == ADDRESSES[url]
