@@ -6,9 +6,10 @@ import uuid
 from pathlib import Path
 from typing import Final
 
+from fleetpulse.local.broker_process import BrokerProcess
 from fleetpulse.local.kafka_jars import class_path, default_cache_dir, missing_program
 from fleetpulse.local.kafka_probe import is_ready
-from fleetpulse.local.ports import LOOPBACK, free_port, is_free
+from fleetpulse.local.ports import LOOPBACK, free_port
 from fleetpulse.local.processes import Child, StartError
 
 START_TIMEOUT_SECONDS: Final = 60.0
@@ -50,47 +51,16 @@ def new_cluster_id() -> str:
             return cluster_id
 
 
-class ApacheKafka:
-    """A single-node cluster whose data lives in ``data_dir`` and which listens on the loopback address."""
+class ApacheKafka(BrokerProcess):
+    """A single-node cluster. What was acknowledged is still there after a kill."""
 
     def __init__(self, data_dir: Path, port: int, cache_dir: Path | None = None) -> None:
-        self.data_dir = data_dir
-        self.port = port
+        super().__init__(data_dir, port)
         self._cache_dir = default_cache_dir() if cache_dir is None else cache_dir
-        self._child: Child | None = None
-
-    @property
-    def bootstrap(self) -> str:
-        """Address for clients, as host:port."""
-        return f"{LOOPBACK}:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        """Process id of the JVM. Raises StartError when it was never started."""
-        return self.child.pid
-
-    @property
-    def child(self) -> Child:
-        """Its process, for a supervisor. Raises StartError when it was never started."""
-        if self._child is None:
-            raise StartError("the broker is not started")
-        return self._child
-
-    @property
-    def running(self) -> bool:
-        """Whether its process lives."""
-        return self._child is not None and self._child.running
-
-    @property
-    def log_file(self) -> Path:
-        """The broker's log."""
-        return self.data_dir / "broker.log"
 
     def start(self) -> None:
         """Start, and wait until clients are served; makes the storage the first time. Raises StartError."""
-        if not is_free(self.port):
-            raise StartError(f"the broker cannot start: port {self.port} is taken")
-        self.data_dir.mkdir(parents=True, exist_ok=True)
+        self._prepare()
         java = ["java", *_JAVA_OPTIONS, f"-Dlog4j2.configurationFile={self.data_dir.resolve() / 'log4j2.properties'}"]
         java += ["-cp", class_path(self._cache_dir)]
         configuration = self._write_configuration()
@@ -108,18 +78,6 @@ class ApacheKafka:
         """End in order."""
         if self._child is not None:
             self._child.stop(timeout_seconds=20.0)
-
-    def kill(self) -> None:
-        """End at once, as a crash would; what was acknowledged is still there at the next start."""
-        self.child.kill()
-
-    def freeze(self) -> None:
-        """Stop answering, with all connections open."""
-        self.child.freeze()
-
-    def thaw(self) -> None:
-        """Answer again."""
-        self.child.thaw()
 
     def _write_configuration(self) -> Path:
         controller_port = free_port()
