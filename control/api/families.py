@@ -6,9 +6,11 @@ says nothing by itself, so it is shown as a rate, under a name that says so. Sha
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, LiteralString
 
 from fleetpulse.stream.dictionary import ENGINE, GPU, SYSTEM, Measure, Table
+
+Grouping = Literal["worker", "fleet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Family:
     table: Table
     key: str
     """Column that tells the table's series apart."""
-    identities: str
+    identities: LiteralString
     """Tables that say what a key stands for."""
     labels: tuple[tuple[str, str], ...]
     """Field and column of ``identities``, beyond worker and instance."""
@@ -74,6 +76,28 @@ class Family:
         columns = self.table.columns
         yield from ((share.field, "1", share.help) for share in self.shares)
         yield from ((one.field, "1", one.help) for one in self.increase_shares if one.field not in columns)
+
+    def group(self, group_by: str) -> Grouping | None:
+        """The groups that are asked for; None where rows are about each of the table's series."""
+        if group_by == "fleet":
+            return "fleet"
+        return "worker" if group_by == "worker" and self.key != "worker_key" else None
+
+    def groups(self) -> tuple[Grouping | None, ...]:
+        """What its rows can be about."""
+        return (None, "fleet") if self.key == "worker_key" else (None, "worker", "fleet")
+
+    def identity(self, group: Grouping | None) -> tuple[str, ...]:
+        """Fields that say who and what a row is about."""
+        if group is None:
+            return self.identity_fields()
+        return ("time", *(("worker_id", "instance_id") if group == "worker" else ()), "series_count")
+
+    def measured(self, group: Grouping | None, *, coarse: bool) -> list[tuple[str, str, str]]:
+        """Name, unit and meaning of every measured field. A group has no newest reading: it would be anybody's."""
+        if group is None:
+            return list(self.fields(coarse=coarse))
+        return [field for field in self.fields(coarse=True) if not field[0].endswith("_last")]
 
 
 # CPU seconds per second mean little without the number of CPUs; they are shown as cpu_utilization_ratio.

@@ -1,4 +1,4 @@
-"""What activity requests ask for: how far back, how fine, and of whom."""
+"""What activity requests ask for: how far back, how fine, of whom, of how many together, and which fields."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Final, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
+from control.api.families import Family, Grouping
 from control.api.fields import WHOLE_NUMBER, Query
 from control.api.problems import FieldError, unprocessable
 from control.api.statements import Level
@@ -35,6 +36,7 @@ WINDOW_DEFAULT_SECONDS: Final = 300
 # Days are kept for good; this is the longest any retention may be set to.
 DAYS_KEPT: Final = 36_500.0
 IDENTITIES_MAXIMUM: Final = 500
+FIELDS_MAXIMUM: Final = 100
 
 
 def _split(value: object) -> object:
@@ -50,40 +52,87 @@ Identities = Annotated[
 ]
 
 
+FieldNames = Annotated[
+    list[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}$")]],
+    BeforeValidator(_split),
+    Field(max_length=FIELDS_MAXIMUM),
+]
+GROUP_BY: Final = "Average over what: rows of each series, of each worker, or of the whole fleet"
+
+
 class ActivityQuery(Query):
     """Parameters of an activity request."""
 
-    repeatable: ClassVar = ("instance_id", "worker_id")
+    repeatable: ClassVar = ("instance_id", "worker_id", "fields")
     window_s: Annotated[int, Field(ge=1, description="Seconds until now"), WHOLE_NUMBER] = WINDOW_DEFAULT_SECONDS
     granularity: Annotated[Granularity | None, Field(description="Unless given, the finest that suits the window")] = (
         None
     )
     instance_id: Annotated[Identities | None, Field(description="Only these instances; may be repeated")] = None
     worker_id: Annotated[Identities | None, Field(description="Only these workers; may be repeated")] = None
+    fields: Annotated[
+        FieldNames | None, Field(description="Only these measured fields, beside who and when; may be repeated")
+    ] = None
+
+
+class GpuQuery(ActivityQuery):
+    """Of GPUs."""
+
+    group_by: Annotated[Literal["gpu", "worker", "fleet"], Field(description=GROUP_BY)] = "gpu"
+
+
+class SystemQuery(ActivityQuery):
+    """Of hosts."""
+
+    group_by: Annotated[Literal["worker", "fleet"], Field(description=GROUP_BY)] = "worker"
+
+
+class EngineQuery(ActivityQuery):
+    """Of models on engines."""
+
+    group_by: Annotated[Literal["engine", "worker", "fleet"], Field(description=GROUP_BY)] = "engine"
 
 
 @dataclass(frozen=True, slots=True)
 class ActivityParameters:
-    """What an activity request asks for. No identities means all."""
+    """What an activity request asks for. No identities means all, and no fields; no group means each series."""
 
     window_seconds: int
     granularity: Granularity
     instance_ids: list[str] | None
     worker_ids: list[str] | None
+    group: Grouping | None = None
+    fields: frozenset[str] | None = None
 
 
-def activity(query: ActivityQuery, retention: DatabaseSettings) -> ActivityParameters:
-    """Settle what was left open. Raises ProblemError (422) for a window beyond what is kept."""
+def activity(
+    query: GpuQuery | SystemQuery | EngineQuery, family: Family, retention: DatabaseSettings
+) -> ActivityParameters:
+    """Settle what was left open. Raises ProblemError (422) for what there is not."""
     window = query.window_s
     kept = retained_seconds(retention)
-    granularity = query.granularity or _comfortable(window, kept)
+    group = family.group(query.group_by)
+    granularity = query.granularity or _comfortable(window, kept, grouped=group is not None)
+    errors = []
     if window > kept[granularity]:
-        raise unprocessable([FieldError("window_s", f"{granularity} values are kept for {kept[granularity]:.0f} s")])
-    return ActivityParameters(window, granularity, query.instance_id, query.worker_id)
+        errors.append(FieldError("window_s", f"{granularity} values are kept for {kept[granularity]:.0f} s"))
+    if group is not None and granularity == "second":
+        errors.append(FieldError("granularity", f"group_by={group} has no seconds, but minute, hour and day"))
+    if group == "fleet" and (query.worker_id or query.instance_id):
+        named = "worker_id" if query.worker_id else "instance_id"
+        errors.append(FieldError(named, "the fleet is all workers: leave it out, or ask with group_by=worker"))
+    known = [name for name, _, _ in family.measured(group, coarse=granularity != "second")]
+    if unknown := sorted(set(query.fields or ()) - set(known)):
+        errors.append(FieldError("fields", f"unknown: {', '.join(unknown)}; known: {', '.join(known)}"))
+    if errors:
+        raise unprocessable(errors)
+    wanted = frozenset(query.fields) if query.fields else None
+    return ActivityParameters(window, granularity, query.instance_id, query.worker_id, group, wanted)
 
 
-def _comfortable(window: int, kept: Mapping[Granularity, float]) -> Granularity:
-    return next((one for one in GRANULARITIES if window <= min(COMFORTABLE_SECONDS[one], kept[one])), "day")
+def _comfortable(window: int, kept: Mapping[Granularity, float], *, grouped: bool) -> Granularity:
+    there = (one for one in GRANULARITIES if not (grouped and one == "second"))
+    return next((one for one in there if window <= min(COMFORTABLE_SECONDS[one], kept[one])), "day")
 
 
 def retained_seconds(retention: DatabaseSettings) -> Mapping[Granularity, float]:

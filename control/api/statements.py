@@ -4,18 +4,20 @@ Table and column names come from the dictionary alone; what a client says is a p
 the row as a JSON object, so that 20,000 rows cost the service no more than copying.
 
 Parameters: from_time, to_time, limit_rows (one more than wanted, which shows that there are more), instance_ids and
-worker_ids (text arrays or null), and gap (raw) or width (rollup), as intervals.
+worker_ids (text arrays or null), gap (raw) or width (rollup), as intervals, and from_bucket (rollup, not included).
 """
 
 from collections.abc import Iterable, Sequence
-from functools import cache
-from typing import Final, Literal
+from functools import lru_cache
+from typing import Final, Literal, LiteralString
 
 from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from control.api.families import Family, IncreaseShare, rate_field
 
 Level = Literal["raw", "1m", "1h", "1d"]
+Fields = Iterable[tuple[str, Composable]]
+STATEMENTS_KEPT: Final = 256
 
 # Both shapes: the newest rows of the window; for each series the one row before them, so that the first rows have a
 # rate too; then what a row and its neighbours say about each counter; then the fields.
@@ -53,7 +55,7 @@ _ROLLUP: Final = """
 WITH subjects AS MATERIALIZED ({subjects}),
 newest AS MATERIALIZED (
     SELECT bucket, {key}, {columns} FROM {table}
-    WHERE bucket > %(from_time)s - %(width)s AND bucket < %(to_time)s
+    WHERE bucket > %(from_bucket)s AND bucket < %(to_time)s
         AND {key} = ANY (ARRAY(SELECT {key} FROM subjects))
     ORDER BY bucket DESC, {key} LIMIT %(limit_rows)s
 ),
@@ -73,9 +75,9 @@ neighbours AS (
 spans AS (SELECT * {spans} FROM neighbours),
 increases AS (SELECT * {increases} FROM spans WINDOW whole_series AS (PARTITION BY {key}))
 SELECT (SELECT row_to_json(shown) FROM (SELECT {fields}) AS shown)::text
-FROM increases JOIN subjects USING ({key})
+FROM (SELECT *, bucket AS time FROM increases) AS increases JOIN subjects USING ({key})
 WHERE wanted
-ORDER BY bucket, {key}
+ORDER BY time, {key}
 """
 
 _SUBJECTS: Final = """
@@ -118,17 +120,17 @@ _ROLLUP_INCREASE: Final = """, nullif(extract(epoch FROM CASE
         END)::float8, 0) AS {seconds}"""
 
 
-@cache
-def activity(family: Family, level: Level) -> Composed:
-    """The statement for one endpoint and one level of detail."""
+@lru_cache(STATEMENTS_KEPT)
+def activity(family: Family, level: Level, wanted: frozenset[str] | None = None) -> Composed:
+    """The statement for one endpoint and one level of detail; ``wanted`` fields beside the identity, or all."""
     raw = level == "raw"
     columns = family.table.columns if raw else _rollup_columns(family)
     parts: dict[str, Composable] = {
         "key": Identifier(family.key),
         "table": Identifier(family.table.name if raw else f"{family.table.name}_{level}"),
         "columns": SQL(", ").join(map(Identifier, columns)),
-        "subjects": _subjects(family),
-        "fields": SQL(", ").join(_fields(family, raw=raw)),
+        "subjects": subjects(family.key, family.labels, family.identities),
+        "fields": shown(family.identity_fields(), _fields(family, raw=raw), wanted),
     }
     if raw:
         parts |= {
@@ -150,12 +152,11 @@ def _rollup_columns(family: Family) -> list[str]:
     return gauges + counters
 
 
-def _subjects(family: Family) -> Composed:
-    labels = [SQL("{} AS {}").format(Identifier(column), Identifier(field)) for field, column in family.labels]
-    identity = [SQL("worker_id"), SQL("instance_id"), *labels]
-    return SQL(_SUBJECTS).format(
-        key=Identifier(family.key), identity=SQL(", ").join(identity), identities=SQL(family.identities)
-    )
+def subjects(key: str, labels: Iterable[tuple[str, str]], identities: LiteralString) -> Composed:
+    """The keys that are asked for, and who they are; ``labels`` are further fields and their columns."""
+    others = [SQL("{} AS {}").format(Identifier(column), Identifier(field)) for field, column in labels]
+    identity = [SQL("worker_id"), SQL("instance_id"), *others]
+    return SQL(_SUBJECTS).format(key=Identifier(key), identity=SQL(", ").join(identity), identities=SQL(identities))
 
 
 def _each_counter(family: Family, template: str) -> Composed:
@@ -172,29 +173,40 @@ def _each_counter(family: Family, template: str) -> Composed:
     )
 
 
-def _fields(family: Family, *, raw: bool) -> Iterable[Composable]:
-    """The answer's fields, in the order of Family.identity_fields and Family.fields."""
-    yield SQL("time AS time") if raw else SQL("bucket AS time")
-    yield from map(Identifier, family.identity_fields()[1:])
+def _fields(family: Family, *, raw: bool) -> Fields:
+    """The measured fields, in the order of Family.fields."""
     fill_in = {share.field: _increase_share(share) for share in family.increase_shares}
     for gauge in family.gauges:
-        value = _gauge(gauge.column, raw=raw)
+        value = gauge_value(gauge.column, raw=raw)
         if gauge.column in fill_in:
             value = SQL("coalesce({}, {})").format(value, fill_in.pop(gauge.column))
-        yield _named(value, gauge.column)
+        yield gauge.column, value
         if not raw:
-            yield from (Identifier(f"{gauge.column}_{which}") for which in ("min", "max", "last"))
+            yield from (same(f"{gauge.column}_{which}") for which in ("min", "max", "last"))
     for counter in family.counters:
         field = rate_field(counter)
         if field is not None:
             increase, seconds = (Identifier(f"{counter.column}__{name}") for name in ("increase", "seconds"))
-            yield _named(SQL("{} / {}").format(increase, seconds), field)
+            yield field, SQL("{} / {}").format(increase, seconds)
     for share in family.shares:
-        yield _named(_ratio(_gauge(share.part, raw=raw), [_gauge(share.whole, raw=raw)]), share.field)
-    yield from (_named(value, field) for field, value in fill_in.items())
+        yield share.field, ratio(gauge_value(share.part, raw=raw), [gauge_value(share.whole, raw=raw)])
+    yield from fill_in.items()
 
 
-def _gauge(column: str, *, raw: bool) -> Composable:
+def shown(identity: Sequence[str], measured: Fields, wanted: frozenset[str] | None) -> Composed:
+    """What the answer's rows are made of: time, who and what, and the wanted fields."""
+    chosen = (field for field in measured if wanted is None or field[0] in wanted)
+    return SQL(", ").join(
+        SQL("{} AS {}").format(value, Identifier(field)) for field, value in [*map(same, identity), *chosen]
+    )
+
+
+def same(column: str) -> tuple[str, Composable]:
+    """A field that shows a column of the same name."""
+    return column, Identifier(column)
+
+
+def gauge_value(column: str, *, raw: bool) -> Composable:
     """A reading, or the average of a bucket's readings."""
     if raw:
         return Identifier(column)
@@ -202,12 +214,9 @@ def _gauge(column: str, *, raw: bool) -> Composable:
 
 
 def _increase_share(share: IncreaseShare) -> Composed:
-    return _ratio(Identifier(f"{share.part}__increase"), [Identifier(f"{one}__increase") for one in share.whole])
+    return ratio(Identifier(f"{share.part}__increase"), [Identifier(f"{one}__increase") for one in share.whole])
 
 
-def _ratio(part: Composable, whole: Sequence[Composable]) -> Composed:
+def ratio(part: Composable, whole: Sequence[Composable]) -> Composed:
+    """A part of the sum of ``whole``; null of nothing."""
     return SQL("({}) / nullif({}, 0)").format(part, SQL(" + ").join(SQL("({})").format(one) for one in whole))
-
-
-def _named(value: Composable, field: str) -> Composed:
-    return SQL("{} AS {}").format(value, Identifier(field))

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from control.database import Database
 from control.directory import Directory
 from control.main import run
 from control.metrics import HeartbeatMetrics, StateCollector
+from fleetpulse.database.relations import ROLLED_UP, ROLLUP_SUFFIXES
 from fleetpulse.http import serving
 from fleetpulse.local.ports import free_port
 from fleetpulse.local.postgres import EmbeddedPostgres
@@ -83,8 +85,9 @@ async def sql(shared_database_url: str) -> AsyncIterator[psycopg.AsyncConnection
     async with await psycopg.AsyncConnection.connect(shared_database_url, autocommit=True) as connection:
         yield connection
         for table in dictionary.TABLES:
-            for relation in (table.name, *(f"{table.name}_{level}" for level in ("1m", "1h", "1d"))):
-                await connection.execute(SQL("DELETE FROM {}").format(Identifier(relation)))
+            await connection.execute(SQL("DELETE FROM {}").format(Identifier(table.name)))
+        for name, suffix in itertools.product(ROLLED_UP, ROLLUP_SUFFIXES):
+            await connection.execute(SQL("DELETE FROM {}").format(Identifier(f"{name}{suffix}")))
         await connection.execute("DELETE FROM gpus; DELETE FROM engines; DELETE FROM workers")
         await connection.execute(CLEAR)
 

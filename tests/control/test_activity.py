@@ -7,6 +7,7 @@ import pytest
 
 from control.api.families import FAMILIES
 from control.api.parameters import LEVELS
+from fleetpulse.database.relations import expected
 
 Connection = psycopg.AsyncConnection[Any]
 WIDTHS = {"minute": timedelta(minutes=1), "hour": timedelta(hours=1), "day": timedelta(days=1)}
@@ -119,6 +120,107 @@ async def test_a_row_has_exactly_the_documented_fields(
     assert list(rows[0]) == [*family.identity_fields(), *measured]
     assert len(set(rows[0])) == len(rows[0])
     assert all(rows[0][field] is None for field in measured)
+
+
+@pytest.mark.parametrize("granularity", ["minute", "hour", "day"])
+@pytest.mark.parametrize(
+    ("family", "group"),
+    [(family, group) for family in FAMILIES for group in family.groups() if group],
+    ids=lambda each: getattr(each, "name", each),
+)
+async def test_a_groups_row_has_exactly_the_documented_fields(
+    sql: Connection, api: Any, family: Any, group: str, granularity: str
+) -> None:
+    keys = {"worker_key": await add_worker(sql)} if group == "worker" else {}
+    table = f"{family.name}_{group}_{LEVELS[granularity]}"  # type: ignore[index]
+    row = {"bucket": buckets(granularity, 1)[0], "series_count": 2, "sample_count": 2} | keys
+    await put(sql, table, [row])
+    query = {"granularity": granularity, "window_s": 200_000, "group_by": group}
+    rows = (await api.get(f"/{family.name}/activity", **query))["rows"]
+    measured = [field for field, _, _ in family.measured(group, coarse=True)]
+    assert list(rows[0]) == [*family.identity(group), *measured]
+    assert rows[0]["series_count"] == 2
+    assert all(rows[0][field] is None for field in measured)
+
+
+async def test_a_groups_values_are_averages_over_its_series(sql: Connection, api: Any) -> None:
+    first, second = await add_worker(sql, "a", "ia"), await add_worker(sql, "b", "ib")
+    bucket = buckets("minute", 1)[0]
+    row = {"bucket": bucket, "series_count": 2, "sample_count": 24}
+    gauge = {"sum": 12.0, "count": 24, "min": 0.125, "max": 1.0}
+    row |= {f"utilization_ratio_{part}": value for part, value in gauge.items()}
+    # 2 GPUs of 300 W each, read every 5 s: eleven twelfths of the minute's increase are within the minute.
+    row |= {"energy_joules_total_increase": 33_000.0, "energy_joules_total_count": 24, "energy_joules_total_series": 2}
+    await put(sql, "gpu_worker_1m", [row | {"worker_key": key} for key in (first, second)])
+    await put(sql, "gpu_fleet_1m", [row | {"series_count": 4}])
+    fields = ("utilization_ratio", "utilization_ratio_min", "utilization_ratio_max", "average_power_watts")
+    query = {"group_by": "worker", "granularity": "minute", "worker_id": "b", "fields": ",".join(fields)}
+    shown = (await api.get("/gpu/activity", **query))["rows"]
+    assert shown == [
+        {"time": bucket.isoformat(), "worker_id": "b", "instance_id": "ib", "series_count": 2}
+        | dict(zip(fields, (0.5, 0.125, 1, pytest.approx(300)), strict=True))
+    ]
+    shown = (await api.get("/gpu/activity", group_by="fleet", window_s=300))["rows"]
+    assert (shown[0]["series_count"], shown[0]["average_power_watts"]) == (4, pytest.approx(300))
+
+
+async def test_a_rate_of_the_minute_that_is_not_over_is_unknown_in_a_group(sql: Connection, api: Any) -> None:
+    row = {"series_count": 1, "sample_count": 6, "energy_joules_total_increase": 500.0}
+    row |= {"energy_joules_total_count": 6, "energy_joules_total_series": 1, "power_watts_sum": 6.0}
+    current = buckets("minute", 1)[0] + timedelta(minutes=1)
+    await put(sql, "gpu_fleet_1m", [row | {"power_watts_count": 6, "bucket": current}])
+    shown = (await api.get("/gpu/activity", group_by="fleet"))["rows"]
+    assert [(one["average_power_watts"], one["power_watts"]) for one in shown] == [(None, 1)]
+
+
+@pytest.mark.parametrize("group", ["worker", "fleet"])
+async def test_groups_are_answered_from_their_own_rollup_alone(database_url: str, serve: Any, group: str) -> None:
+    table = f"gpu_{group}_1m"
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as sql:
+        keys = {"worker_key": await add_worker(sql)} if group == "worker" else {}
+        await put(sql, table, [{"bucket": buckets("minute", 1)[0], "series_count": 1, "sample_count": 1} | keys])
+        for other in expected("postgres"):
+            if other.startswith("gpu_") and other != table:
+                await sql.execute(f"DROP TABLE {other} CASCADE")  # type: ignore[arg-type]
+    api = await serve(database_url)
+    assert len((await api.get("/gpu/activity", group_by=group, granularity="minute"))["rows"]) == 1
+
+
+async def test_only_the_fields_that_are_asked_for_are_answered(sql: Connection, api: Any, gpu: dict[str, int]) -> None:
+    await put(sql, "gpu_samples", [{"time": ago(5), "utilization_ratio": 0.5, "power_watts": 100.0} | gpu])
+    await put(sql, "gpu_samples_1m", [{"bucket": buckets("minute", 1)[0], "sample_count": 1} | gpu])
+    for granularity in ("second", "minute"):
+        query = {"fields": "power_watts,average_power_watts", "granularity": granularity}
+        (row,) = (await api.get("/gpu/activity", **query))["rows"]
+        identity = {"time", "worker_id", "instance_id", "gpu_id", "gpu_index", "gpu_model"}
+        assert set(row) - identity == {"power_watts", "average_power_watts"}
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "field", "detail"),
+    [
+        ("/gpu/activity", {"group_by": "engine"}, "group_by", "'gpu', 'worker' or 'fleet'"),
+        ("/system/activity", {"group_by": "system"}, "group_by", "'worker' or 'fleet'"),
+        ("/gpu/activity", {"group_by": "worker", "granularity": "second"}, "granularity", "has no seconds"),
+        ("/engine/activity", {"group_by": "fleet", "granularity": "second"}, "granularity", "has no seconds"),
+        ("/gpu/activity", {"group_by": "fleet", "worker_id": "w1"}, "worker_id", "all workers"),
+        ("/system/activity", {"group_by": "fleet", "instance_id": "w1"}, "instance_id", "all workers"),
+        ("/gpu/activity", {"fields": "power_wats"}, "fields", "unknown: power_wats; known: utilization_ratio"),
+        ("/gpu/activity", {"fields": "power_watts_max"}, "fields", "unknown: power_watts_max"),
+    ],
+)
+async def test_a_group_or_field_that_there_is_not_is_refused_by_name(
+    api: Any, path: str, query: Any, field: str, detail: str
+) -> None:
+    problem = await api.get(path, 422, **query)
+    assert [error["field"] for error in problem["errors"]] == [field]
+    assert detail in problem["errors"][0]["detail"]
+
+
+async def test_hosts_by_worker_are_what_they_are_without_grouping(sql: Connection, api: Any) -> None:
+    worker = await add_worker(sql)
+    await put(sql, "system_samples", [{"time": ago(5), "worker_key": worker, "load_average_1m": 1.0}])
+    assert len((await api.get("/system/activity", group_by="worker", granularity="second"))["rows"]) == 1
 
 
 async def test_counters_are_rates_since_the_reading_before_and_unknown_without_one(

@@ -1,3 +1,4 @@
+import itertools
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -5,17 +6,18 @@ from typing import Any
 import psycopg
 import pytest
 
-from control.api import statements
 from control.api.families import FAMILIES, GPU_ACTIVITY, SYSTEM_ACTIVITY
 from control.api.parameters import LEVELS, ActivityParameters, Granularity
-from control.api.resources.activity import query_parameters
+from control.api.resources.activity import query_parameters, statement
 
 MINUTE = timedelta(minutes=1)
 
 
-async def ask(sql: psycopg.AsyncConnection[Any], family: Any, granularity: Granularity, now: datetime) -> list[Any]:
-    asked = ActivityParameters(1800, granularity, None, None)
-    cursor = await sql.execute(statements.activity(family, LEVELS[granularity]), query_parameters(asked, now, 1000))
+async def ask(
+    sql: psycopg.AsyncConnection[Any], family: Any, granularity: Granularity, now: datetime, group: Any = None
+) -> list[Any]:
+    asked = ActivityParameters(1800, granularity, None, None, group)
+    cursor = await sql.execute(statement(family, asked), query_parameters(asked, now, 1000))
     return [json.loads(row[0]) for row in await cursor.fetchall()]
 
 
@@ -50,9 +52,17 @@ async def test_rates_from_real_rollups_agree_with_the_samples_in_both_profiles(a
         assert [(row["utilization_ratio_min"], row["utilization_ratio_max"]) for row in coarse] == [(0, 1)] * 10
         cpu = await ask(sql, SYSTEM_ACTIVITY, "minute", now)
         assert [row["cpu_utilization_ratio"] for row in cpu] == [pytest.approx(0.75)] * 10
+        for group in ("worker", "fleet"):
+            shown = await ask(sql, GPU_ACTIVITY, "minute", now, group)
+            assert [row["series_count"] for row in shown] == [1] * 10
+            assert [row["average_power_watts"] for row in shown] == [pytest.approx(200)] * 10
+            assert [row["utilization_ratio"] for row in shown] == [pytest.approx(0.5)] * 10
+        fleet = await ask(sql, SYSTEM_ACTIVITY, "minute", now, "fleet")
+        assert [row["cpu_utilization_ratio"] for row in fleet] == [pytest.approx(0.75)] * 10
         for family in FAMILIES:
-            for granularity in LEVELS:
-                await ask(sql, family, granularity, now)
+            for granularity, each in itertools.product(LEVELS, family.groups()):
+                if each is None or granularity != "second":
+                    await ask(sql, family, granularity, now, each)
 
 
 async def key(sql: psycopg.AsyncConnection[Any], statement: str) -> int:

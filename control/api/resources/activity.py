@@ -6,37 +6,68 @@ from typing import Any, Final
 
 import msgspec
 from aiohttp import web
+from psycopg.sql import Composed
 
-from control.api import parameters, statements
+from control.api import grouped_statements, parameters, statements
 from control.api.call import Call
 from control.api.endpoint import Endpoint, Handler
-from control.api.families import FAMILIES, Family
+from control.api.families import ENGINE_ACTIVITY, GPU_ACTIVITY, SYSTEM_ACTIVITY, Family, Grouping
 from control.api.fields import Nothing
-from control.api.parameters import LEVELS, WIDTHS, ActivityParameters, ActivityQuery
+from control.api.parameters import (
+    LEVELS,
+    WIDTHS,
+    ActivityParameters,
+    EngineQuery,
+    GpuQuery,
+    SystemQuery,
+)
 
 
-def _handler(family: Family) -> Handler:
-    async def activity(call: Call[ActivityQuery, Nothing]) -> web.Response:
-        asked = parameters.activity(call.query, call.parts.retention)
-        most = call.parts.settings.rows_per_response
-        now = datetime.now(UTC)
-        values = query_parameters(asked, now, most)
-        rows = await call.parts.database.rows(statements.activity(family, LEVELS[asked.granularity]), values)
-        return _response(asked, now, [row[0] for row in rows], most)
+async def gpu(call: Call[GpuQuery, Nothing]) -> web.Response:
+    """Of GPUs."""
+    return await _answer(call, parameters.activity(call.query, GPU_ACTIVITY, call.parts.retention), GPU_ACTIVITY)
 
-    return activity
+
+async def system(call: Call[SystemQuery, Nothing]) -> web.Response:
+    """Of hosts."""
+    return await _answer(call, parameters.activity(call.query, SYSTEM_ACTIVITY, call.parts.retention), SYSTEM_ACTIVITY)
+
+
+async def engine(call: Call[EngineQuery, Nothing]) -> web.Response:
+    """Of models on engines."""
+    return await _answer(call, parameters.activity(call.query, ENGINE_ACTIVITY, call.parts.retention), ENGINE_ACTIVITY)
+
+
+async def _answer(call: Call[Any, Nothing], asked: ActivityParameters, family: Family) -> web.Response:
+    most = call.parts.settings.rows_per_response
+    now = datetime.now(UTC)
+    rows = await call.parts.database.rows(statement(family, asked), query_parameters(asked, now, most))
+    return _response(asked, now, [row[0] for row in rows], most)
+
+
+def statement(family: Family, asked: ActivityParameters) -> Composed:
+    """The query that answers it."""
+    level = LEVELS[asked.granularity]
+    if asked.group is None:
+        return statements.activity(family, level, asked.fields)
+    return grouped_statements.activity(family, asked.group, level, asked.fields)
 
 
 def query_parameters(asked: ActivityParameters, now: datetime, rows_per_response: int) -> dict[str, Any]:
     """Parameters of the statement: one row more than may be shown tells whether there are more."""
+    from_time, width = now - timedelta(seconds=asked.window_seconds), WIDTHS[asked.granularity]
     return {
-        "from_time": now - timedelta(seconds=asked.window_seconds),
+        "from_time": from_time,
         "to_time": now,
         "limit_rows": rows_per_response + 1,
         "instance_ids": asked.instance_ids,
         "worker_ids": asked.worker_ids,
         "gap": WIDTHS["second"],
-        "width": WIDTHS[asked.granularity],
+        "width": width,
+        # Computed here, because partitions are chosen while planning only by what needs no computing.
+        "from_bucket": from_time - width,
+        "last_full": now - width,
+        "seconds": width.total_seconds(),
     }
 
 
@@ -54,20 +85,7 @@ def _response(asked: ActivityParameters, now: datetime, rows: Sequence[str], mos
 
 
 def schema(family: Family) -> dict[str, Any]:
-    """JSON Schema of the answer. Fields that only coarse granularities have are not required."""
-    texts: dict[str, Any] = {name: {"type": ["string", "null"]} for name in family.identity_fields()}
-    texts["time"] = {"type": "string", "format": "date-time"}
-    if "gpu_index" in texts:
-        texts["gpu_index"] = {"type": ["integer", "null"]}
-    measured = {
-        name: {"type": ["number", "null"], "description": f"{help_text} ({unit})"}
-        for name, unit, help_text in family.fields(coarse=True)
-    }
-    row = {
-        "type": "object",
-        "properties": texts | measured,
-        "required": [*texts, *(name for name, _, _ in family.fields(coarse=False))],
-    }
+    """JSON Schema of the answer."""
     time = {"type": "string", "format": "date-time"}
     properties = {
         "window_s": {"type": "integer"},
@@ -75,20 +93,38 @@ def schema(family: Family) -> dict[str, Any]:
         "from": time,
         "to": time,
         "truncated": {"type": "boolean", "description": "Whether there were more rows; the newest are answered"},
-        "rows": {"type": "array", "items": row},
+        "rows": {"type": "array", "items": {"anyOf": [_row_schema(family, group) for group in family.groups()]}},
     }
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-ENDPOINTS: Final = tuple(
-    Endpoint(
+def _row_schema(family: Family, group: Grouping | None) -> dict[str, Any]:
+    """Which measured fields there are depends on the granularity and on what was asked for."""
+    identity: dict[str, Any] = {name: {"type": ["string", "null"]} for name in family.identity(group)}
+    identity["time"] = {"type": "string", "format": "date-time"}
+    identity |= {name: {"type": ["integer", "null"]} for name in ("gpu_index", "series_count") if name in identity}
+    measured = {
+        name: {"type": ["number", "null"], "description": f"{help_text} ({unit})"}
+        for name, unit, help_text in family.measured(group, coarse=True)
+    }
+    return {"type": "object", "properties": identity | measured, "required": list(identity)}
+
+
+def _endpoint(family: Family, handler: Handler) -> Endpoint:
+    summary = f"What the database holds of each {family.name}, or of many together, as rows over time"
+    return Endpoint(
         "GET",
         f"/{family.name}/activity",
-        f"What the database holds of each {family.name}, as rows over time",
+        summary,
         "Activity",
-        _handler(family),
+        handler,
         operators=True,
         answer=schema(family),
     )
-    for family in FAMILIES
+
+
+ENDPOINTS: Final = (
+    _endpoint(GPU_ACTIVITY, gpu),
+    _endpoint(SYSTEM_ACTIVITY, system),
+    _endpoint(ENGINE_ACTIVITY, engine),
 )
