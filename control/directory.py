@@ -18,9 +18,9 @@ _log = logger(__name__)
 PROBE_SECONDS: Final = 1.0
 REFRESH_SECONDS: Final = 30.0
 
-# The newest instance of each worker that has not ended, and how long ago its last message was stored. A worker that sends
-# metrics but no heartbeats (a stock OpenTelemetry collector) has the age of its last system sample; greatest() ignores
-# nulls.
+# The newest instance of each worker that has not ended, and how long ago its last message was stored. A worker that
+# sends metrics but no heartbeats (a stock OpenTelemetry collector) has the age of its last system sample; greatest()
+# ignores nulls.
 IDENTITIES: Final = """
 SELECT
     newest.worker_id,
