@@ -5,7 +5,8 @@ from typing import Final
 
 import fleetpulse
 from control.jobs.framework.context import JobContext
-from control.jobs.framework.job import Item, Job, Outcome
+from control.jobs.framework.item import Item, Outcome
+from control.jobs.framework.job import Job
 from fleetpulse.settings import JobSettings
 from fleetpulse.stream.fleet_view import FleetView
 from fleetpulse.stream.heartbeat import Heartbeat

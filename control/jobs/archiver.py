@@ -1,7 +1,8 @@
 """Archiver: puts away instances whose life has been over for a while; their last message is a tombstone."""
 
 from control.jobs.framework.context import JobContext
-from control.jobs.framework.job import Item, Job, Outcome
+from control.jobs.framework.item import Item, Outcome
+from control.jobs.framework.job import Job
 from control.lifecycle import transition
 from fleetpulse.settings import JobSettings
 

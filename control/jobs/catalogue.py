@@ -4,7 +4,8 @@ from typing import Any, Final
 
 from control.jobs.framework.calls import call
 from control.jobs.framework.context import JobContext
-from control.jobs.framework.job import Item, Job, Outcome
+from control.jobs.framework.item import Item, Outcome
+from control.jobs.framework.job import Job
 from control.jobs.framework.providers import provider_of
 from control.providers.interface import Catalogue, ProviderError
 from fleetpulse.settings import JobSettings

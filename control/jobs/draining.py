@@ -4,7 +4,8 @@ import time
 from typing import Any, Final
 
 from control.jobs.framework.context import JobContext
-from control.jobs.framework.job import Item, Job, Outcome
+from control.jobs.framework.item import Item, Outcome
+from control.jobs.framework.job import Job
 from control.lifecycle import transition
 from fleetpulse.settings import JobSettings
 from fleetpulse.stream.fleet_view import WorkerView

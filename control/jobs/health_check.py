@@ -11,7 +11,8 @@ from control.jobs.framework.backoff import pause_seconds
 from control.jobs.framework.calls import call
 from control.jobs.framework.context import JobContext
 from control.jobs.framework.health import Findings, look
-from control.jobs.framework.job import Instance, Item, Job, Outcome
+from control.jobs.framework.item import Instance, Item, Outcome
+from control.jobs.framework.job import Job
 from control.jobs.framework.providers import provider_of
 from control.lifecycle import transition
 from control.providers.interface import Address, NoSuchMachineError, Provider, ProviderError

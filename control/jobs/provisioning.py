@@ -7,7 +7,8 @@ import psycopg
 from control.jobs.framework.backoff import pause_seconds
 from control.jobs.framework.calls import call
 from control.jobs.framework.context import JobContext
-from control.jobs.framework.job import Instance, Item, Job, Outcome
+from control.jobs.framework.item import Instance, Item, Outcome
+from control.jobs.framework.job import Job
 from control.jobs.framework.providers import provider_of
 from control.lifecycle import transition
 from control.providers.interface import Machine, ProviderError

@@ -9,7 +9,8 @@ from control.actions import log_action
 from control.database import Row
 from control.jobs.framework.context import JobContext
 from control.jobs.framework.durations import Durations
-from control.jobs.framework.job import Item, Job, Outcome
+from control.jobs.framework.item import Item, Outcome
+from control.jobs.framework.job import Job
 from control.lifecycle import transition
 from fleetpulse.settings import JobSettings
 from fleetpulse.stream.lifecycle import InstanceState

@@ -9,7 +9,8 @@ from control.database import Row
 from control.jobs.framework.backoff import pause_seconds
 from control.jobs.framework.calls import call
 from control.jobs.framework.context import JobContext
-from control.jobs.framework.job import Item, Job, Outcome
+from control.jobs.framework.item import Item, Outcome
+from control.jobs.framework.job import Job
 from control.jobs.framework.providers import provider_of
 from control.providers.interface import ProviderError, Volume
 from fleetpulse.settings import JobSettings

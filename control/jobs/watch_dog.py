@@ -9,7 +9,8 @@ import time
 from control.jobs.framework.calls import call
 from control.jobs.framework.context import JobContext
 from control.jobs.framework.inventories import Inventory
-from control.jobs.framework.job import Item, Job, Outcome
+from control.jobs.framework.item import Item, Outcome
+from control.jobs.framework.job import Job
 from control.jobs.framework.orphans import keep_account
 from control.jobs.framework.owners import MachineKey, OwnedMachine
 from control.jobs.framework.providers import provider_of

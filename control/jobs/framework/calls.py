@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from control.actions import log_action
 from control.jobs.framework.context import JobContext
-from control.jobs.framework.job import Item
+from control.jobs.framework.item import Item
 from control.providers.interface import ProviderError
 
 Answer = TypeVar("Answer")

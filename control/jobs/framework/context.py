@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from control.database import Database
 from control.jobs.framework.guard import Guard
 from control.jobs.framework.inventories import Inventories
-from control.jobs.framework.job import Instance, Item
+from control.jobs.framework.item import Instance, Item
+from control.jobs.framework.lease import Connection, hold
 from control.jobs.framework.metrics import JobMetrics
 from control.jobs.framework.probes import Probes
-from control.jobs.framework.work import Connection, hold
 from control.providers.interface import Provider
 from fleetpulse.settings import JobSettings
 from fleetpulse.stream.fleet_view import FleetView

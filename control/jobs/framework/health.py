@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from control.jobs.framework.job import Instance
+from control.jobs.framework.item import Instance
 from control.jobs.framework.probes import ProbeResult, Probes
 from control.providers.interface import Address
 

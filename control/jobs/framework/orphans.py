@@ -8,7 +8,7 @@ from typing import Any, Final
 from control.jobs.framework.calls import call
 from control.jobs.framework.context import JobContext
 from control.jobs.framework.inventories import Inventory
-from control.jobs.framework.job import Item
+from control.jobs.framework.item import Item
 from control.jobs.framework.owners import Owner, owners_of
 from control.providers.interface import Machine, ProviderError
 from control.states import ACTIVE

@@ -16,7 +16,8 @@ from control.database import UnavailableError
 from control.jobs.framework import work
 from control.jobs.framework.backoff import jittered, pause_seconds
 from control.jobs.framework.context import JobContext
-from control.jobs.framework.job import Item, Job, LostLeaseError, Outcome
+from control.jobs.framework.item import Item, LostLeaseError, Outcome
+from control.jobs.framework.job import Job
 from control.jobs.framework.tracing import span
 from control.lifecycle import LifecycleError
 from control.providers.interface import ProviderError

@@ -3,7 +3,7 @@
 import contextlib
 from typing import Final
 
-from control.jobs.framework.job import Item
+from control.jobs.framework.item import Item
 
 try:
     from opentelemetry import trace

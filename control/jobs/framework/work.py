@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb
 
 from control.database import Database, Row
-from control.jobs.framework.job import FLEET, Instance, Item, Job, LostLeaseError
+from control.jobs.framework.item import Instance, Item
+from control.jobs.framework.job import FLEET, Job
+from control.jobs.framework.lease import Connection
 from control.lifecycle.evidence import plain
-
-Connection = AsyncConnection[Any]
 
 _KNOWN_STATES: Final = "SELECT state, job, delay_seconds FROM job_states WHERE job = ANY(%(jobs)s::text[])"
 # An instance that is being written was planned by the old states, and is not seen by _MISSING before it is there.
@@ -93,12 +92,6 @@ FROM unnest(%(subjects)s::text[], %(jobs)s::text[], %(tokens)s::bigint[]) AS r(s
 WHERE w.subject = r.subject AND w.job = r.job AND w.token = r.token AND w.lease_until > clock_timestamp()
 """
 # The instance first: a transition takes its row and then its work, and two that lock in turns lock each other out.
-_LOCK_INSTANCE: Final = "SELECT FROM instances WHERE instance_id = %s FOR NO KEY UPDATE"
-_HOLD: Final = """
-SELECT FROM job_work
-WHERE subject = %s AND job = %s AND token = %s AND owner IS NOT NULL AND lease_until > clock_timestamp()
-FOR UPDATE
-"""
 _RELEASE: Final = """
 UPDATE job_work AS w
 SET due_at = clock_timestamp() + r.seconds * interval '1 second', attempts = r.attempts, memory = r.memory,
@@ -163,15 +156,6 @@ async def read(connection: Connection, instance_ids: Sequence[str]) -> dict[str,
     """The instances that there are."""
     cursor = await connection.execute(_INSTANCES, (list(instance_ids),))
     return {row[0]: Instance(*row) for row in await cursor.fetchall()}
-
-
-async def hold(connection: Connection, item: Item) -> None:
-    """Keep the item until the transaction ends. Raises LostLeaseError when it is no longer ours."""
-    if item.instance is not None:
-        await connection.execute(_LOCK_INSTANCE, (item.subject,))
-    cursor = await connection.execute(_HOLD, (item.subject, item.job, item.token))
-    if await cursor.fetchone() is None:
-        raise LostLeaseError(f"{item.job} of {item.subject} is no longer ours")
 
 
 async def renew(database: Database, items: Sequence[Item], lease_seconds: float) -> int:

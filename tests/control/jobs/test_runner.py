@@ -9,7 +9,8 @@ import pytest
 from control.jobs import all_jobs
 from control.jobs.framework import work
 from control.jobs.framework.backoff import pause_seconds
-from control.jobs.framework.job import Job, LostLeaseError, Outcome
+from control.jobs.framework.item import LostLeaseError, Outcome
+from control.jobs.framework.job import Job
 from control.jobs.framework.runner import Runner
 from control.lifecycle import NewInstance, create, transition
 from control.states import ACTIVE
