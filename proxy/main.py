@@ -8,7 +8,7 @@ heartbeats, lifecycle messages ──▶ fleet ───────────
 
 import asyncio
 import contextlib
-import gc
+import os
 import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
@@ -106,9 +106,6 @@ async def run(
         front = Front(pipeline.handle, settings)
         server = await _listen(front, settings, shared=process is not None)
         _log.info("proxy started", extra={"host": settings.host, "port": server.sockets[0].getsockname()[1]})
-        # What is there now stays: the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) for work in _background(settings, stream, database, parts)]
             await stop.wait()
@@ -189,8 +186,8 @@ async def _listen(front: Front, settings: ProxySettings, shared: bool) -> asynci
     try:
         return await loop.create_server(front, settings.host, settings.port, backlog=BACKLOG, reuse_port=shared or None)
     except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        raise OSError(error.errno, f"cannot listen on {where}: {error.strerror or error}") from error
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno, f"cannot listen on {settings.host}:{settings.port}: {why}") from error
 
 
 async def _follow_usage(stream: StreamSettings, parts: Parts) -> None:

@@ -77,7 +77,7 @@ class _Group:
         while (ended := self._ended()) is not None:
             number, status = ended
             lived = time.monotonic() - self._started[number]
-            _log.error("process ended", extra={"process": number, "status": status})
+            _log.error("process ended", extra={"number": number, "status": status})
             if status == 1 and lived < RESTART_SECONDS:
                 return False
             time.sleep(max(0.0, RESTART_SECONDS - lived))

@@ -66,6 +66,25 @@ class Budget:
         return True
 
 
+class _Lease:
+    """A request's place at a worker, taken before there is a connection: requests of the same moment must see it."""
+
+    __slots__ = ("exchange",)
+
+    def __init__(self) -> None:
+        self.exchange: Exchange | None = None
+
+    def worker_lost(self, reason: str) -> None:
+        """Connecting has a timeout of its own."""
+        if self.exchange is not None:
+            self.exchange.worker_lost(reason)
+
+    def cut_off(self) -> None:
+        """The proxy ends."""
+        if self.exchange is not None:
+            self.exchange.cut_off()
+
+
 class Attempts:
     """Carries requests to workers. ``told`` gets every attempt that has ended; ``ejected`` is called for each worker
     that is taken off the route."""
@@ -141,20 +160,21 @@ class Attempts:
             exchange: Exchange | None = None
             connection: EngineConnection | None = None
             ending = Ending("cancelled")
+            lease = _Lease()
+            choice.worker.hold(lease)
             try:
                 connection = await self._connection(choice)
-                exchange = self._exchange(call, connection)
-                choice.worker.hold(exchange)
+                exchange = lease.exchange = self._exchange(call, connection)
                 exchange.start(request_bytes(call, choice))
                 ending = await exchange.ended
             except (OSError, TimeoutError) as error:
                 ending = Ending("lost", f"no connection ({type(error).__name__})", lost=True)
             finally:
+                choice.worker.release(lease)
                 if exchange is not None:
                     exchange.abort()
                     if exchange.ended.done() and not exchange.ended.cancelled():
                         ending = exchange.ended.result()
-                    choice.worker.release(exchange)
                 stale = connection is not None and connection.used and _went_unheard(exchange, ending)
                 if not stale:
                     attempt = self._over(call, choice, number, started, started_unix_nano, ending, exchange)

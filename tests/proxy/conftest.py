@@ -146,6 +146,7 @@ class Worker:
     steps: int = 0
     engine_state: heartbeat.EngineState = "ready"
     status: heartbeat.WorkerStatus = "ready"
+    is_stepping: bool = True
     silent: bool = False
     interval_seconds: float = BEAT_SECONDS
     boot_id: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -154,7 +155,7 @@ class Worker:
 
     async def beat(self) -> None:
         self.sequence += 1
-        self.steps += 1
+        self.steps += self.is_stepping
         message = Heartbeat(
             worker_id=f"worker-{self.instance_id}",
             instance_id=self.instance_id,
@@ -351,6 +352,15 @@ class Site:
                     received += chunk
             return answer.status, bytes(received)
 
+    async def all_usage(self) -> list[UsageRecord]:
+        """The records of all requests that are over."""
+
+        async def are_sent() -> bool:
+            return not await self.metric("fleetpulse_proxy_usage_records_waiting")
+
+        await until(are_sent, "all usage records to be sent")
+        return await self.usage(int(await self.metric("fleetpulse_proxy_usage_records_sent_total")))
+
     async def usage(self, count: int) -> list[UsageRecord]:
         """The first usage records on the stream, oldest first; waits for so many."""
         consumer = AIOKafkaConsumer(bootstrap_servers=self.stream.bootstrap, enable_auto_commit=False)
@@ -380,7 +390,7 @@ async def _cancel(task: "asyncio.Task[None]") -> None:
 async def site(stream: StreamSettings, proxy_database_url: str, book: Book) -> AsyncIterator[Site]:
     """Everything but the proxy, which a test starts with its own settings; a model and a key are there."""
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(aiohttp.ClientSession())
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         producer = StreamProducer(stream, "test-fleet")
         await producer.start()
         stack.push_async_callback(producer.stop)
