@@ -123,7 +123,8 @@ def test_migrations_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("service", ["agent", "collector", "control", "proxy"])
 def test_a_service_runs_with_its_own_extra_alone(service: str, extras: dict[str, set[str]]) -> None:
-    listed = set().union(*(extras[each] for each in ("agent", "collector", "control", "proxy", "local"))) - {"fleetpulse"}
+    installed = ("agent", "collector", "control", "proxy", "local")
+    listed = set().union(*(extras[each] for each in installed)) - {"fleetpulse"}
     assert listed - PROGRAMS == set(IMPORTED_AS), "say how the distribution is imported"
     foreign = [IMPORTED_AS[name] for name in sorted(listed - PROGRAMS - needed(extras[service]))]
     assert foreign, "nothing to leave out"
