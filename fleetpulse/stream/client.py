@@ -15,11 +15,33 @@ _log = logger(__name__)
 STOP_SECONDS: Final = 2.0
 
 
+class Startable(Protocol):
+    """An aiokafka producer or consumer."""
+
+    async def start(self) -> None:
+        """Connect."""
+
+
 class Stoppable(Protocol):
     """An aiokafka producer or consumer."""
 
     async def stop(self) -> None:
         """Flush and disconnect."""
+
+
+async def start_client(client: Startable) -> None:
+    """Start a client. A cancellation waits, within STOP_SECONDS: aiokafka, cut off, leaves open the connection that it
+    was just making, and nobody can close that one any more."""
+    starting = asyncio.create_task(client.start(), name="kafka-start")
+    try:
+        await asyncio.shield(starting)
+    finally:
+        if not starting.done():
+            await asyncio.wait({starting}, timeout=STOP_SECONDS)
+            starting.cancel()
+            await asyncio.wait({starting})
+        if not starting.cancelled():
+            starting.exception()
 
 
 async def stop_client(client: Stoppable) -> None:

@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.protocol.fetch import FetchRequest
 
 from fleetpulse.settings import StreamSettings
-from fleetpulse.stream.client import connection_options, stop_client
+from fleetpulse.stream.client import connection_options, start_client, stop_client
 from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
@@ -139,7 +139,7 @@ class StreamReader:
         consumer = make_consumer(self._settings, self._client_id, self._pace_seconds)
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
-                await consumer.start()
+                await start_client(consumer)
                 await self._assign(consumer, await topic_partitions(consumer, self._topics))
         except BaseException:
             await stop_client(consumer)

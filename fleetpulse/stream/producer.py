@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from fleetpulse.settings import StreamSettings
-from fleetpulse.stream.client import connection_options, stop_client
+from fleetpulse.stream.client import connection_options, start_client, stop_client
 from fleetpulse.stream.errors import NotDeliveredError
 from fleetpulse.telemetry import logger
 
@@ -162,7 +162,7 @@ class StreamProducer:
             max_request_size=REQUEST_BYTES,
         )
         try:
-            await producer.start()
+            await start_client(producer)
         except BaseException:
             await stop_client(producer)
             raise
