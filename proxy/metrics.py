@@ -179,9 +179,9 @@ class StateCollector(Collector):
             "1 while keys and models are as the database has them",
             value=float(self._access.failing is None),
         )
+        age = GaugeMetricFamily(
+            "fleetpulse_proxy_access_age_seconds", "Time since keys and models were read", labels=()
+        )
         if self._access.read_at is not None:
-            yield GaugeMetricFamily(
-                "fleetpulse_proxy_access_age_seconds",
-                "Time since keys and models were read",
-                value=now - self._access.read_at,
-            )
+            age.add_metric((), now - self._access.read_at)
+        yield age
