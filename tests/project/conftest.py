@@ -15,7 +15,7 @@ import pytest
 from fleetpulse.local.ports import LOOPBACK, free_port
 from fleetpulse.local.processes import Child
 
-SERVICES = ("agent", "collector", "control")
+SERVICES = ("agent", "collector", "control", "proxy")
 START_SECONDS = 30.0
 
 

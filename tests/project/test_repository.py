@@ -50,7 +50,7 @@ def test_continuous_integration_runs_what_the_readme_says(root: Path) -> None:
 
 
 @pytest.mark.promtool
-@pytest.mark.parametrize("service", ["agent", "collector", "control"])
+@pytest.mark.parametrize("service", ["agent", "collector", "control", "proxy"])
 def test_the_metrics_of_a_service_are_well_named(service: str, metrics_texts: dict[str, str]) -> None:
     result = subprocess.run(
         ["promtool", "check", "metrics"], input=metrics_texts[service], capture_output=True, text=True, check=False
