@@ -16,23 +16,25 @@ from control.api.families import Family, Grouping, rate_field
 from control.api.statements import STATEMENTS_KEPT, Fields, Level, gauge_value, ratio, same, shown, subjects
 
 _FLEET: Final = """
-SELECT (SELECT row_to_json(shown) FROM (SELECT {fields}) AS shown)::text
-FROM (
-    SELECT *, bucket AS time FROM {table} WHERE bucket > %(from_bucket)s AND bucket < %(to_time)s
-    ORDER BY bucket DESC LIMIT %(limit_rows)s
-) AS newest
-ORDER BY time
+SELECT row_to_json(shown)::text FROM (
+    SELECT {fields} FROM (
+        SELECT *, bucket AS time FROM {table} WHERE bucket > %(from_bucket)s AND bucket < %(to_time)s
+        ORDER BY bucket DESC LIMIT %(limit_rows)s
+    ) AS newest
+    ORDER BY bucket
+) AS shown
 """
 
 _WORKER: Final = """
 WITH subjects AS MATERIALIZED ({subjects})
-SELECT (SELECT row_to_json(shown) FROM (SELECT {fields}) AS shown)::text
-FROM (
-    SELECT *, bucket AS time FROM {table} JOIN subjects USING (worker_key)
-    WHERE bucket > %(from_bucket)s AND bucket < %(to_time)s
-    ORDER BY bucket DESC, worker_key LIMIT %(limit_rows)s
-) AS newest
-ORDER BY time, worker_key
+SELECT row_to_json(shown)::text FROM (
+    SELECT {fields} FROM (
+        SELECT *, bucket AS time FROM {table} JOIN subjects USING (worker_key)
+        WHERE bucket > %(from_bucket)s AND bucket < %(to_time)s
+        ORDER BY bucket DESC, worker_key LIMIT %(limit_rows)s
+    ) AS newest
+    ORDER BY bucket, worker_key
+) AS shown
 """
 
 # Of a bucket that is still being filled the time that its increase took is not known. Each series' first reading in the

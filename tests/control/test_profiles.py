@@ -18,7 +18,10 @@ async def ask(
 ) -> list[Any]:
     asked = ActivityParameters(1800, granularity, None, None, group)
     cursor = await sql.execute(statement(family, asked), query_parameters(asked, now, 1000))
-    return [json.loads(row[0]) for row in await cursor.fetchall()]
+    ((count, rows),) = await cursor.fetchall()
+    found = json.loads(f"[{rows or ''}]")
+    assert len(found) == count
+    return found
 
 
 async def test_rates_from_real_rollups_agree_with_the_samples_in_both_profiles(any_database_url: str) -> None:
