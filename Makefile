@@ -11,7 +11,7 @@ FLEETPULSE_TEST_REQUIRE ?= $(if $(and $(shell command -v mvn),$(shell command -v
 PROMTOOL_FOLDER := .test/promtool
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format docs bench-ingest clean promtool
+.PHONY: help install run test lint format docs bench-ingest bench-control clean promtool
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ docs: $(VENV)/.installed-dev  ## Write the generated pages of docs/
 
 bench-ingest: $(VENV)/.installed-dev  ## Measure the way from message to row (QUICK=1: under 3 minutes)
 	$(VENV)/bin/python bench/ingest.py
+
+bench-control: $(VENV)/.installed-dev  ## Measure control's answers and jobs (QUICK=1: under 3 minutes)
+	$(VENV)/bin/python bench/control
 
 # Debian's prometheus package is unpacked rather than installed: promtool is wanted, a Prometheus that runs is not.
 promtool:
