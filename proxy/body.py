@@ -1,6 +1,5 @@
 """The body of a request: read once and shallowly, checked against the limits, forwarded as it came if it can be."""
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -22,8 +21,7 @@ _LOGPROBS: Final = ("logprobs", "top_logprobs", "prompt_logprobs")
 _LOGPROBS_MOST: Final = 100
 
 
-@dataclass(slots=True)
-class Body:
+class Body(msgspec.Struct):
     """What the proxy needs to know of a body. ``fields`` are the top level's, as their own bytes."""
 
     original: bytes

@@ -2,9 +2,9 @@
 
 import random
 import re
-import time
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from proxy.access import Key, Model
 from proxy.body import Body
@@ -16,8 +16,7 @@ _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16
 _CORRELATION_ID: Final = re.compile(r"[A-Za-z0-9._:~-]{1,128}")
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct):
     """What is known of a request once it was let in. Times are monotonic seconds."""
 
     client: Client
@@ -28,7 +27,6 @@ class Call:
     session: int | None
     trace_headers: str
     started_at: float
-    started_unix_nano: int = field(default_factory=time.time_ns)
 
     @property
     def correlation_id(self) -> str:
@@ -48,7 +46,8 @@ def traceparent(given: str | None) -> str:
     """The client's trace context, or the start of a new trace."""
     if given is not None and _TRACEPARENT.fullmatch(given):
         return given
-    return f"00-{_hex(16)}-{_hex(8)}-00"
+    made = _hex(24)
+    return f"00-{made[:32]}-{made[32:]}-00"
 
 
 def _hex(count: int) -> str:

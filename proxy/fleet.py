@@ -104,7 +104,8 @@ class Fleet:
         """While many fell silent together: that is the stream's doing, or needs a person."""
         self._stalled_seconds = stalled_seconds
         self._workers: dict[str, Worker] = {}
-        self._by_model: dict[str, list[Worker]] = {}
+        self._by_model: dict[str, list[Worker]] | None = None
+        """None after a change: made anew when it is needed, not at each of many messages."""
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -115,8 +116,11 @@ class Fleet:
 
     def serving(self, names: Sequence[str]) -> tuple[str, Sequence[Worker]]:
         """The first of a model's names that an engine serves, with all workers that do, whatever their state."""
+        by_model = self._by_model
+        if by_model is None:
+            by_model = self._by_model = self._index()
         for name in names:
-            workers = self._by_model.get(name)
+            workers = by_model.get(name)
             if workers:
                 return name, workers
         return "", ()
@@ -155,7 +159,7 @@ class Fleet:
         view = self.view.get(event.instance_id, now)
         if view is not None and view.heartbeat is not None:
             self._update(worker, view, now - (view.heartbeat_age_seconds or 0.0))
-        self._index()
+        self._by_model = None
         if event.state not in _KEEPS_REQUESTS:
             _abandon(worker, event.state)
 
@@ -164,7 +168,7 @@ class Fleet:
         self.view.forget(instance_id)
         worker = self._workers.pop(instance_id, None)
         if worker is not None:
-            self._index()
+            self._by_model = None
             _abandon(worker, "over")
 
     def look(self, now: float) -> None:
@@ -196,15 +200,15 @@ class Fleet:
         worker.recent = set()
         if models != worker.models:
             worker.models = models
-            self._index()
+            self._by_model = None
 
-    def _index(self) -> None:
+    def _index(self) -> dict[str, list[Worker]]:
         by_model: dict[str, list[Worker]] = {}
         for worker in self._workers.values():
             if worker.is_ready and worker.address is not None:
                 for name in worker.models:
                     by_model.setdefault(name, []).append(worker)
-        self._by_model = by_model
+        return by_model
 
 
 def _abandon(worker: Worker, reason: str) -> None:

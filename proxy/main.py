@@ -153,7 +153,7 @@ async def _parts(
 
 def _pipeline(settings: ProxySettings, parts: Parts) -> Pipeline:
     def told(call: Call, attempt: Attempt) -> None:
-        parts.metrics.attempts.labels(outcome(attempt)).inc()
+        parts.metrics.attempted(outcome(attempt))
         parts.account.book(call, attempt)
 
     pipeline = Pipeline(

@@ -106,6 +106,7 @@ class ProxyMetrics:
             registry=registry,
         )
         self._series: dict[tuple[str, str], ModelSeries] = {}
+        self._attempts: dict[str, Counter] = {}
         self._ends: dict[tuple[str, str, int], Counter] = {}
 
     def ended(self, model: str, outcome: str, status: int) -> None:
@@ -114,6 +115,13 @@ class ProxyMetrics:
         counter = self._ends.get(name)
         if counter is None:
             counter = self._ends[name] = self.requests.labels(model, outcome, str(status))
+        counter.inc()
+
+    def attempted(self, outcome: str) -> None:
+        """An attempt is over."""
+        counter = self._attempts.get(outcome)
+        if counter is None:
+            counter = self._attempts[outcome] = self.attempts.labels(outcome)
         counter.inc()
 
     def answered(self, call: Call, attempt: Attempt, seconds: float) -> None:

@@ -40,8 +40,7 @@ CLIENT_GONE: Final = 499
 _encode: Final = msgspec.json.Encoder().encode
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """One request from its arrival to its line in the log."""
 
     client: Client

@@ -4,6 +4,8 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from proxy.affinity import weight
 from proxy.errors import ProxyError
 from proxy.fleet import Fleet, Worker
@@ -17,8 +19,7 @@ class Bound:
     slack: int = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """A worker, and what its engine calls the model."""
 
     worker: Worker

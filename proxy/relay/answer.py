@@ -1,15 +1,15 @@
 """The head of an engine's answer, read strictly: whatever is not plain HTTP/1.1 is refused, never repaired."""
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 HEAD_BYTES: Final = 65_536
 HEADERS: Final = 128
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_HEADER: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
 _LENGTH: Final = re.compile(rb"[0-9]{1,15}")
 # Of one connection only (RFC 9110, 7.6.1), or made anew for the client.
 _NOT_FORWARDED: Final = frozenset(
@@ -41,8 +41,7 @@ class MalformedAnswerError(Exception):
     """The engine's answer is not HTTP as it should be."""
 
 
-@dataclass(slots=True)
-class Head:
+class Head(msgspec.Struct):
     """Status and headers. ``length`` None with ``is_chunked`` False is a body that ends with the connection."""
 
     status: int
@@ -70,11 +69,10 @@ def parse_head(data: bytes) -> Head:
     headers: list[tuple[bytes, bytes]] = []
     special: dict[bytes, bytes] = {}
     for line in lines:
-        name, colon, value = line.partition(b":")
-        value = value.strip(b" \t")
-        if not colon or not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+        header = _HEADER.fullmatch(line)
+        if header is None:
             raise MalformedAnswerError("a header is malformed")
-        name = name.lower()
+        name, value = header[1].lower(), header[2].rstrip(b" \t")
         if name not in _NOT_FORWARDED:
             headers.append((name, value))
         elif name in special and name in (b"content-length", b"transfer-encoding"):

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from fleetpulse.settings import ProxySettings
 from fleetpulse.telemetry import logger
@@ -30,8 +31,7 @@ _LOSSES_MOST: Final = 2
 _UNHEARD_SECONDS: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """One attempt that is over. ``reached`` is whether an engine had the request."""
 
     worker: Worker

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import msgspec
+
 from proxy import errors
 from proxy.errors import ProxyError
 from proxy.relay.answer import HEAD_BYTES, Head, MalformedAnswerError, parse_head
@@ -41,8 +43,7 @@ class Timeouts:
     keep_alive: float
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True):
     """How an exchange ended. ``lost``: by the end of the engine's connection."""
 
     outcome: Outcome
@@ -52,6 +53,12 @@ class Ending:
 
 class Exchange:
     """The state of one attempt. ``ended`` is set once, whatever happens. Times are monotonic seconds."""
+
+    __slots__ = (
+        *("_buffer", "_chunks", "_client", "_connection", "_deadline", "_events", "_framing", "_is_streaming", "_loop"),
+        *("_needs_done", "_release", "_rest", "_slow_since", "_tail", "_timeouts", "_timer", "_touched"),
+        *("ended", "first_at", "first_event_at", "head", "sent_at", "usage"),
+    )
 
     def __init__(
         self,
