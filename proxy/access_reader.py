@@ -5,6 +5,7 @@ While the database is away the last snapshot holds.
 
 import asyncio
 import contextlib
+import json
 import time
 from typing import Any, Final, TypeAlias
 from uuid import UUID
@@ -31,17 +32,18 @@ SELECT
     (SELECT coalesce(json_agg(json_build_array(
         k.key_id, k.prefix, encode(k.digest, 'hex'), k.organization_id, o.slug, k.scopes, k.model_ids,
         k.requests_per_minute, k.tokens_per_minute, k.tokens_per_month, extract(epoch FROM k.expires_at)
-    )), '[]') FROM api_keys AS k JOIN organizations AS o USING (organization_id)
+    ) ORDER BY k.key_id), '[]')::text FROM api_keys AS k JOIN organizations AS o USING (organization_id)
     WHERE k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())),
     (SELECT coalesce(json_agg(json_build_array(
         m.model_id, m.hugging_face_id, m.name, m.public, m.active, extract(epoch FROM m.created_at),
         (SELECT coalesce(json_agg(a.alias ORDER BY a.alias), '[]') FROM model_aliases AS a
          WHERE a.model_id = m.model_id),
-        (SELECT coalesce(json_agg(g.organization_id), '[]') FROM model_access AS g WHERE g.model_id = m.model_id)
-    ) ORDER BY m.hugging_face_id), '[]') FROM models AS m),
+        (SELECT coalesce(json_agg(g.organization_id ORDER BY g.organization_id), '[]') FROM model_access AS g
+         WHERE g.model_id = m.model_id)
+    ) ORDER BY m.hugging_face_id), '[]')::text FROM models AS m),
     (SELECT coalesce(json_agg(json_build_array(
         o.slug || '/' || f.code, f.organization_id, f.model_id, f.active, extract(epoch FROM f.created_at)
-    ) ORDER BY o.slug, f.code), '[]') FROM offerings AS f JOIN organizations AS o USING (organization_id))
+    ) ORDER BY o.slug, f.code), '[]')::text FROM offerings AS f JOIN organizations AS o USING (organization_id))
 """
 _Rows: TypeAlias = list[list[Any]]
 
@@ -53,6 +55,7 @@ class Access:
         self.snapshot = Snapshot()
         self.read_at: float | None = None
         self.failing: str | None = "not read yet"
+        self._read_last: Any = None
 
     @property
     def lacking(self) -> str | None:
@@ -79,9 +82,12 @@ class Access:
         async with asyncio.timeout(READ_TIMEOUT_SECONDS):
             row = await (await connection.execute(_READ)).fetchone()
         assert row is not None
-        self.snapshot = snapshot(*row)
+        if row != self._read_last:
+            # A hundred thousand keys take a second, in which requests go on.
+            self.snapshot = await asyncio.to_thread(_snapshot_of_texts, row)
+            self._read_last = row
         if self.failing is not None:
-            _log.info("keys and models read", extra={"keys": len(row[0]), "models": len(row[1])})
+            _log.info("keys and models read", extra={"keys": len(self.snapshot.keys)})
         self.read_at, self.failing = time.monotonic(), None
 
     def _failed(self, error: Exception) -> None:
@@ -106,6 +112,10 @@ async def _close(connection: Connection) -> None:
     with contextlib.suppress(psycopg.Error, TimeoutError):
         async with asyncio.timeout(1):
             await connection.close()
+
+
+def _snapshot_of_texts(row: tuple[str, str, str]) -> Snapshot:
+    return snapshot(*map(json.loads, row))
 
 
 def snapshot(keys: _Rows, models: _Rows, offerings: _Rows) -> Snapshot:
