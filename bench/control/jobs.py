@@ -163,10 +163,16 @@ class _Agent(BaseHTTPRequestHandler):
         return
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Control that is stopped hangs up."""
+
+
 @contextmanager
 def stub_agent() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Agent)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Agent)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
