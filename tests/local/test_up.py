@@ -70,9 +70,14 @@ def ask(state: dict[str, Any], path: str) -> dict[str, Any]:
     request = urllib.request.Request(
         state["control_url"] + path, headers={"Authorization": f"Bearer {state['admin_key']}"}
     )
-    with urllib.request.urlopen(request, timeout=10) as response:
-        found: dict[str, Any] = json.load(response)
-        return found
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            found: dict[str, Any] = json.load(response)
+            return found
+    except urllib.error.HTTPError as error:
+        # The error holds the connection.
+        error.close()
+        raise
 
 
 def rows(state: dict[str, Any], family: str) -> list[dict[str, Any]]:
@@ -103,6 +108,8 @@ def chat(state: dict[str, Any]) -> int:
         with urllib.request.urlopen(request, timeout=10) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
+        # The error holds the connection.
+        error.close()
         return error.code
 
 

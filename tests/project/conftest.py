@@ -93,5 +93,9 @@ def _text(url: str) -> str:
 def _shows(url: str, wanted: str) -> bool:
     try:
         return wanted in _text(url)
+    except urllib.error.HTTPError as error:
+        # The error holds the connection.
+        error.close()
+        return False
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False

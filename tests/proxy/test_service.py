@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import aiohttp
@@ -181,6 +182,10 @@ async def test_several_processes_share_a_port_and_each_has_its_metrics(site, com
     async def all_routed() -> bool:
         try:
             texts = [await asyncio.to_thread(own, process) for process in (0, 1)]
+        except urllib.error.HTTPError as error:
+            # The error holds the connection.
+            error.close()
+            return False
         except OSError:
             return False
         return all('fleetpulse_proxy_workers{are="serving"} 1.0' in text for text in texts)
