@@ -5,13 +5,15 @@ VENV := .venv
 # The first of these names that is Python 3.11 or later; set PYTHON to choose another.
 PYTHON ?= $(shell for name in python3.11 python3 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+comma := ,
+CAN_HAVE_CHROMIUM := $(shell command -v chromium || { command -v apt-get && { test "$$(id -u)" = 0 || sudo -n true 2>/dev/null; } && echo yes; })
 # Where Maven and npm are, a test lane that cannot run is a failure. Set it to nothing for "skip and say so".
-ALL_LANES := kafka,timescale,promtool
+ALL_LANES := kafka,timescale,promtool,prometheus$(if $(CAN_HAVE_CHROMIUM),$(comma)chromium)
 FLEETPULSE_TEST_REQUIRE ?= $(if $(and $(shell command -v mvn),$(shell command -v npm)),$(ALL_LANES))
-PROMTOOL_FOLDER := .test/promtool
+PROGRAMS_FOLDER := .test/programs
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format docs bench-ingest bench-control clean promtool
+.PHONY: help install run test lint format docs bench-ingest bench-control clean test-programs
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -28,9 +30,9 @@ install: $(VENV)/.installed-local  ## Install into .venv
 run: $(VENV)/.installed-local  ## Start the embedded stack and show the fleet
 	@$(VENV)/bin/fleetpulse up
 
-test: export PATH := $(CURDIR)/$(PROMTOOL_FOLDER)/usr/bin:$(PATH)
+test: export PATH := $(CURDIR)/$(PROGRAMS_FOLDER)/usr/bin:$(PATH)
 test: export FLEETPULSE_TEST_REQUIRE := $(FLEETPULSE_TEST_REQUIRE)
-test: lint promtool  ## Check style and types, and run all tests
+test: lint test-programs  ## Check style and types, and run all tests
 	$(VENV)/bin/python -m pytest
 
 lint: $(VENV)/.installed-dev  ## Check style and types
@@ -51,17 +53,27 @@ bench-ingest: $(VENV)/.installed-dev  ## Measure the way from message to row (QU
 bench-control: $(VENV)/.installed-dev  ## Measure control's answers and jobs (QUICK=1: under 3 minutes)
 	$(VENV)/bin/python bench/control
 
-# Debian's prometheus package is unpacked rather than installed: promtool is wanted, a Prometheus that runs is not.
-promtool:
+# Debian's packages are unpacked rather than installed: their programs are wanted, services that run are not. A browser
+# needs more libraries than that, and is installed where we may.
+test-programs:
 	@set -e; \
-	if command -v promtool >/dev/null; then exit 0; fi; \
-	if ! command -v apt-get >/dev/null; then echo "promtool is missing: install Prometheus"; exit 0; fi; \
-	if [ "$$(id -u)" = 0 ]; then apt-get update -qq || true; \
-	elif sudo -n true 2>/dev/null; then sudo -n apt-get update -qq || true; fi; \
-	mkdir -p $(PROMTOOL_FOLDER); cd $(PROMTOOL_FOLDER); \
-	if apt-get download -qq prometheus 2>/dev/null; then \
-		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool; rm prometheus_*.deb; \
-	else echo "promtool is missing, and apt-get does not have it: apt-get update and install prometheus"; fi
+	if ! command -v apt-get >/dev/null; then echo "no apt-get: lanes whose programs are missing do not run"; exit 0; fi; \
+	missing=; \
+	for pair in promtool:prometheus amtool:prometheus-alertmanager chromium:chromium; do \
+		command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair#*:}"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	as_root=; if [ "$$(id -u)" != 0 ]; then as_root="sudo -n"; $$as_root true 2>/dev/null || as_root=false; fi; \
+	$$as_root apt-get update -qq || true; \
+	mkdir -p $(PROGRAMS_FOLDER); \
+	for package in $$missing; do \
+		if [ "$$package" = chromium ]; then \
+			$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null \
+				|| echo "chromium is missing, and could not be installed"; \
+		elif (cd $(PROGRAMS_FOLDER) && apt-get download -qq "$$package") 2>/dev/null; then \
+			dpkg-deb --fsys-tarfile $(PROGRAMS_FOLDER)/"$$package"_*.deb | tar -x -C $(PROGRAMS_FOLDER) --wildcards './usr/bin/*'; \
+			rm $(PROGRAMS_FOLDER)/"$$package"_*.deb; \
+		else echo "$$package is missing, and apt-get does not have it: apt-get update and install it"; fi; \
+	done
 
 clean:  ## Remove what install, run, test and bench made
 	rm -rf $(VENV) .fleetpulse .test dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -38,13 +38,32 @@ def _missing_timescale() -> str | None:
 
 
 def _missing_promtool() -> str | None:
-    return None if shutil.which("promtool") else "promtool is not installed: install Debian's prometheus package"
+    return _missing_program("promtool", "prometheus")
+
+
+def _missing_prometheus() -> str | None:
+    return (
+        _missing_program("prometheus", "prometheus")
+        or _missing_program("promtool", "prometheus")
+        or _missing_program("prometheus-alertmanager", "prometheus-alertmanager")
+        or _missing_program("amtool", "prometheus-alertmanager")
+    )
+
+
+def _missing_chromium() -> str | None:
+    return _missing_program("chromium", "chromium")
+
+
+def _missing_program(program: str, package: str) -> str | None:
+    return None if shutil.which(program) else f"{program} is not installed: install Debian's {package} package"
 
 
 LANES: dict[str, Callable[[], str | None]] = {
     "kafka": kafka_jars.missing_program,
     "timescale": _missing_timescale,
     "promtool": _missing_promtool,
+    "prometheus": _missing_prometheus,
+    "chromium": _missing_chromium,
 }
 
 
