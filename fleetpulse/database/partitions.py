@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from fleetpulse.database.connect import Connection
-from fleetpulse.database.relations import ROLLED_UP
+from fleetpulse.database.relations import ROLLED_UP, USAGE
 from fleetpulse.database.retention import GENERIC, SAMPLES, retention
 from fleetpulse.settings import DatabaseSettings
 
@@ -18,6 +18,7 @@ STEPS: Final = (
     dict.fromkeys((*SAMPLES, *GENERIC, "heartbeats"), "day")
     | {f"{name}_1m": "day" for name in ROLLED_UP}
     | {f"{name}_1h": "month" for name in ROLLED_UP}
+    | {USAGE: "month", f"{USAGE}_1m": "day", f"{USAGE}_1h": "month"}
 )
 
 

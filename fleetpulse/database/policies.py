@@ -64,6 +64,11 @@ class Policy:
     remove: LiteralString
     add: LiteralString
 
+    @property
+    def hypertable(self) -> str | None:
+        """The relation as TimescaleDB lists it: without its schema."""
+        return self.relation and self.relation.rpartition(".")[2]
+
 
 def wanted(settings: DatabaseSettings) -> list[Policy]:
     """All policies that the settings ask for."""
@@ -186,7 +191,7 @@ async def _is_right(connection: Connection, policy: Policy) -> bool:
     cursor = await connection.execute(
         "SELECT schedule_interval, config FROM timescaledb_information.jobs"
         " WHERE proc_name = %s AND hypertable_name IS NOT DISTINCT FROM %s AND scheduled",
-        (policy.procedure, policy.relation),
+        (policy.procedure, policy.hypertable),
     )
     jobs = await cursor.fetchall()
     if len(jobs) != 1 or (policy.every is not None and jobs[0][0] != policy.every):
@@ -206,8 +211,8 @@ async def _keep_floor(connection: Connection, policy: Policy) -> None:
     late-data job would else take the missing rows for deleted ones and empty their rollups."""
     await connection.execute(
         "INSERT INTO retention_floors"
-        " SELECT hypertable_name, now() - (config->>'drop_after')::interval FROM timescaledb_information.jobs"
+        " SELECT %s, now() - (config->>'drop_after')::interval FROM timescaledb_information.jobs"
         " WHERE proc_name = 'policy_retention' AND hypertable_name = %s"
         " ON CONFLICT (relation) DO UPDATE SET floor = greatest(retention_floors.floor, EXCLUDED.floor)",
-        (policy.relation,),
+        (policy.relation, policy.hypertable),
     )

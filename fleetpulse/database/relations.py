@@ -30,6 +30,7 @@ GROUPS: Final = (
     Group("engine_worker", "engine_samples", "engine_samples", ("worker_key",)),
     Group("engine_fleet", "engine_worker", "engine_samples", ()),
 )
+USAGE: Final = "finops.inference_usage"
 # What there is at every level, in the order to make it in.
 ROLLED_UP: Final = (*KEYS, *(group.name for group in GROUPS))
 
@@ -82,8 +83,28 @@ _OTHERS: Final[dict[str, str]] = {
     "orphan_machines": "provider zone machine_id instance_id instance_type status ours price_per_hour currency"
     " first_seen_at last_seen_at resolved_at",
     "outdated_agents": "instance_id worker_id agent_version agent_checksum wanted_version noticed_at",
+    USAGE: "time record_id created_at request_id attempt instance_id worker_id organization_id key_id model_id model"
+    " path is_stream outcome status duration_seconds ended_at first_token_seconds input_tokens output_tokens"
+    " total_tokens cached_tokens token_source price_per_hour currency busy_seconds cost",
+    "finops.usage_marks": "instance_id from_time to_time",
+    "finops.token_ledger": "window_start window_seconds instance_id worker_id status reason proxy_requests"
+    " proxy_unknown_requests proxy_input_tokens proxy_output_tokens engine_input_tokens engine_output_tokens"
+    " engine_resets gap_input_tokens gap_output_tokens gap_ratio computed_at",
+    "finops.ledger_passes": "single finished_at",
     "retention_floors": "relation floor",
     "database_profile": "name",
+}
+_REQUEST_SUMS: Final = (
+    "total_requests successful_requests refused_requests failed_requests broken_requests cancelled_requests"
+    " unknown_token_requests input_tokens output_tokens total_tokens cached_tokens duration_seconds_sum"
+    " duration_seconds_min duration_seconds_max first_token_seconds_sum first_token_seconds_count"
+    " first_token_seconds_min first_token_seconds_max busy_seconds cost currency unpriced_requests last_request_at"
+)
+_OTHERS |= {
+    f"{USAGE}{suffix}": f"bucket instance_id organization_id key_id model_id model {_REQUEST_SUMS}"
+    for suffix in ROLLUP_SUFFIXES
+} | {
+    f"instance_request_metrics{suffix}": f"bucket instance_id {_REQUEST_SUMS}" for suffix in ("", "_1h", "_1d")
 }
 _POSTGRES_ONLY: Final[dict[str, str]] = {
     "rollup_dirty": "relation bucket",

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Final
 
-from fleetpulse.database.relations import ROLLED_UP
+from fleetpulse.database.relations import ROLLED_UP, USAGE
 from fleetpulse.settings import DatabaseSettings, SettingsError
 from fleetpulse.stream.dictionary import TABLES
 
@@ -18,8 +18,9 @@ def retention(settings: DatabaseSettings) -> dict[str, timedelta]:
     return (
         dict.fromkeys((*SAMPLES, *GENERIC), raw)
         | {"heartbeats": heartbeat}
-        | {f"{name}_1m": minute for name in ROLLED_UP}
-        | {f"{name}_1h": hour for name in ROLLED_UP}
+        | {f"{name}_1m": minute for name in (*ROLLED_UP, USAGE)}
+        | {f"{name}_1h": hour for name in (*ROLLED_UP, USAGE)}
+        | {USAGE: timedelta(days=settings.retention_usage_days)}
     )
 
 

@@ -7,16 +7,17 @@ from fleetpulse.database.connect import Connection, DatabaseError
 from fleetpulse.database.partitions import STEPS
 from fleetpulse.database.policies import LATE_DATA_PROCEDURE, LEVELS, wanted
 from fleetpulse.database.profile import Profile
-from fleetpulse.database.relations import ROLLED_UP, expected
+from fleetpulse.database.relations import ROLLED_UP, USAGE, expected
 from fleetpulse.database.retention import GENERIC, SAMPLES
 from fleetpulse.settings import DatabaseSettings
 
+HYPERTABLES: Final = (*SAMPLES, *GENERIC, "heartbeats", USAGE, f"{USAGE}_1m", f"{USAGE}_1h")
 _ROLLUP_FUNCTIONS: Final = ("rollup_columns", "rollup_keys", "rollup_measures", "rollup_groups", "group_columns")
 _FUNCTIONS: Final[dict[Profile, tuple[str, ...]]] = {
     "timescale": (*_ROLLUP_FUNCTIONS, LATE_DATA_PROCEDURE),
     "postgres": (
         *(*_ROLLUP_FUNCTIONS, "roll_up_buckets", "roll_up_series", "roll_up_group", "bucket_of"),
-        *("partition_name", "make_partitions", "partitions_of", "drop_partition"),
+        *("partition_name", "make_partitions", "partitions_of", "drop_partition", "quote_qualified"),
     ),
 }
 
@@ -37,9 +38,9 @@ async def verify(connection: Connection, profile: Profile, settings: DatabaseSet
 
 async def _columns(connection: Connection, profile: Profile) -> list[str]:
     cursor = await connection.execute(
-        "SELECT c.relname, array_agg(a.attname::text) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
-        " WHERE c.oid = ANY(ARRAY(SELECT to_regclass(name)::oid FROM unnest(%s::text[]) AS name))"
-        " AND a.attnum > 0 AND NOT a.attisdropped GROUP BY c.relname",
+        "SELECT name, array_agg(a.attname::text) FROM unnest(%s::text[]) AS name"
+        " JOIN pg_attribute a ON a.attrelid = to_regclass(name)"
+        " WHERE a.attnum > 0 AND NOT a.attisdropped GROUP BY name",
         (list(expected(profile)),),
     )
     found = {relation: set(columns) for relation, columns in await cursor.fetchall()}
@@ -70,7 +71,7 @@ async def _timescale_relations(connection: Connection) -> list[str]:
     aggregates = dict(await cursor.fetchall())
     rollups = [f"{name}{level.suffix}" for name in ROLLED_UP for level in LEVELS]
     return [
-        *(f"hypertable {name}" for name in (*SAMPLES, *GENERIC, "heartbeats") if name not in hypertables),
+        *(f"hypertable {name}" for name in HYPERTABLES if name.rpartition(".")[2] not in hypertables),
         *(f"continuous aggregate {name}" for name in rollups if name not in aggregates),
         *(
             f"the newest rows in {name} (set timescaledb.materialized_only = false)"
@@ -88,7 +89,7 @@ async def _jobs(connection: Connection, settings: DatabaseSettings) -> list[str]
     return [
         f"job {policy.procedure}" + (f" of {policy.relation}" if policy.relation else "")
         for policy in wanted(settings)
-        if (policy.procedure, policy.relation) not in found
+        if (policy.procedure, policy.hypertable) not in found
     ]
 
 

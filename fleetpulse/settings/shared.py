@@ -72,6 +72,7 @@ class DatabaseSettings(BaseSettings):
     retention_minute_days: float = Field(90.0, ge=3, le=36_500, description="Minute rollups are kept this long")
     retention_hour_days: float = Field(730.0, ge=9, le=36_500, description="Hour rollups are kept this long")
     retention_heartbeat_days: float = Field(3.0, gt=0.02, le=3650, description="Stored heartbeats are kept this long")
+    retention_usage_days: float = Field(400.0, ge=1, le=36_500, description="Usage records are kept this long")
     compress_after_days: float = Field(
         2.0, ge=0, le=3650, description="TimescaleDB moves raw chunks of this age to the columnstore; 0 is never"
     )

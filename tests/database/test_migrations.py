@@ -28,9 +28,9 @@ print(asyncio.run(prepare(DatabaseSettings(url=sys.argv[1]))))
 def columns(url: str, relations: list[str]) -> dict[str, tuple[str, ...]]:
     with psycopg.connect(url, autocommit=True) as connection:
         rows = connection.execute(
-            "SELECT c.relname::text, array_agg(a.attname::text ORDER BY a.attnum) FROM pg_class c"
-            " JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
-            " WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(%s) GROUP BY c.relname",
+            "SELECT name, array_agg(a.attname::text ORDER BY a.attnum) FROM unnest(%s::text[]) AS name"
+            " JOIN pg_attribute a ON a.attrelid = to_regclass(name) AND a.attnum > 0 AND NOT a.attisdropped"
+            " GROUP BY name",
             (relations,),
         ).fetchall()
     return {relation: tuple(names) for relation, names in rows}
