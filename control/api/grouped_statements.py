@@ -1,7 +1,7 @@
 """The queries behind the activity endpoints where rows are about a worker's GPUs or engines together, or the fleet's.
 
-Table and column names come from the dictionary alone. Each answers one text a row, the row as a JSON object, from the
-groups' rollups and nothing finer.
+Table and column names come from the dictionary alone. Each answers a column a field, named as the field, the newest
+rows first, from the groups' rollups and nothing finer.
 
 Parameters: from_bucket (not included) and to_time, last_full (the last bucket that is over), seconds (of a bucket),
 limit_rows; and, by worker, instance_ids and worker_ids (text arrays or null).
@@ -16,25 +16,16 @@ from control.api.families import Family, Grouping, rate_field
 from control.api.statements import STATEMENTS_KEPT, Fields, Level, gauge_value, ratio, same, shown, subjects
 
 _FLEET: Final = """
-SELECT row_to_json(shown)::text FROM (
-    SELECT {fields} FROM (
-        SELECT *, bucket AS time FROM {table} WHERE bucket > %(from_bucket)s AND bucket < %(to_time)s
-        ORDER BY bucket DESC LIMIT %(limit_rows)s
-    ) AS newest
-    ORDER BY bucket
-) AS shown
+SELECT {fields} FROM (SELECT *, bucket AS time FROM {table}) AS rollup
+WHERE bucket > %(from_bucket)s AND bucket < %(to_time)s
+ORDER BY bucket DESC LIMIT %(limit_rows)s
 """
 
 _WORKER: Final = """
 WITH subjects AS MATERIALIZED ({subjects})
-SELECT row_to_json(shown)::text FROM (
-    SELECT {fields} FROM (
-        SELECT *, bucket AS time FROM {table} JOIN subjects USING (worker_key)
-        WHERE bucket > %(from_bucket)s AND bucket < %(to_time)s
-        ORDER BY bucket DESC, worker_key LIMIT %(limit_rows)s
-    ) AS newest
-    ORDER BY bucket, worker_key
-) AS shown
+SELECT {fields} FROM (SELECT *, bucket AS time FROM {table}) AS rollup JOIN subjects USING (worker_key)
+WHERE bucket > %(from_bucket)s AND bucket < %(to_time)s
+ORDER BY bucket DESC, worker_key DESC LIMIT %(limit_rows)s
 """
 
 # Of a bucket that is still being filled the time that its increase took is not known. Each series' first reading in the

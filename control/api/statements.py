@@ -1,7 +1,7 @@
 """The queries behind the activity endpoints, made from the dictionary of measures.
 
-Table and column names come from the dictionary alone; what a client says is a parameter. Each answers one text a row:
-the row as a JSON object, so that 20,000 rows cost the service no more than copying.
+Table and column names come from the dictionary alone; what a client says is a parameter. Each answers a column a field,
+named as the field, the newest rows first.
 
 Parameters: from_time, to_time, limit_rows (one more than wanted, which shows that there are more), instance_ids and
 worker_ids (text arrays or null), gap (raw) or width (rollup), as intervals, and from_bucket (rollup, not included).
@@ -45,10 +45,10 @@ readings AS (
     WINDOW before AS (PARTITION BY {key} ORDER BY time ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 ),
 increases AS (SELECT * {increases} FROM readings)
-SELECT (SELECT row_to_json(shown) FROM (SELECT {fields}) AS shown)::text
+SELECT {fields}
 FROM increases JOIN subjects USING ({key})
 WHERE wanted
-ORDER BY time, {key}
+ORDER BY increases.time DESC, {key} DESC
 """
 
 _ROLLUP: Final = """
@@ -74,10 +74,10 @@ neighbours AS (
 ),
 spans AS (SELECT * {spans} FROM neighbours),
 increases AS (SELECT * {increases} FROM spans WINDOW whole_series AS (PARTITION BY {key}))
-SELECT (SELECT row_to_json(shown) FROM (SELECT {fields}) AS shown)::text
+SELECT {fields}
 FROM (SELECT *, bucket AS time FROM increases) AS increases JOIN subjects USING ({key})
 WHERE wanted
-ORDER BY time, {key}
+ORDER BY increases.time DESC, {key} DESC
 """
 
 _SUBJECTS: Final = """

@@ -157,7 +157,7 @@ async def test_a_groups_values_are_averages_over_its_series(sql: Connection, api
     query = {"group_by": "worker", "granularity": "minute", "worker_id": "b", "fields": ",".join(fields)}
     shown = (await api.get("/gpu/activity", **query))["rows"]
     assert shown == [
-        {"time": bucket.isoformat(), "worker_id": "b", "instance_id": "ib", "series_count": 2}
+        {"time": bucket.strftime("%Y-%m-%dT%H:%M:%SZ"), "worker_id": "b", "instance_id": "ib", "series_count": 2}
         | dict(zip(fields, (0.5, 0.125, 1, pytest.approx(300)), strict=True))
     ]
     shown = (await api.get("/gpu/activity", group_by="fleet", window_s=300))["rows"]
