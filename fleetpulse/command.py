@@ -86,7 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     command("control", _control, "control", "Run the control service")
     proxy = command("proxy", _proxy, "proxy", "Run the proxy")
     proxy.add_argument("--processes", type=int, metavar="N", help="processes that share the port (default: 1)")
-    _add_simulate(command("simulate", _simulate, "agent", "Drive simulated agents from one process"))
+    _add_simulate(command("simulate", _simulate, "local", "Drive simulated agents from one process"))
+    _add_load(command("load", _load, "local", "Drive the proxy through stages of load"))
+    report = command("report", _report, "report", "Write tables and pictures of recorded runs")
+    report.add_argument("folder", type=Path, metavar="FOLDER", help="a run's folder, or one that holds several")
     add_commands(command, _asking)
     command("migrate", _migrate, "collector", "Bring the database's schema up to date and verify it")
     command("doctor", _doctor, "local", "Check each dependency and say what to do")
@@ -107,6 +110,38 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--duration", type=float, metavar="SECONDS", help="end after this long (default: at Ctrl-C)")
     parser.add_argument("--gpus", type=int, default=2, metavar="N", help="GPUs of each agent (default: 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the counts to this file")
+    _add_record(parser)
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stages",
+        metavar="NAME=SECONDS:TARGET,…",
+        help="each goes in a straight line from the target before it to its own; 0 seconds is a jump"
+        " (default: ramp to 20, hold, spike to 60, recover)",
+    )
+    parser.add_argument(
+        "--arrivals",
+        choices=("open", "closed"),
+        default="open",
+        help="what targets are: requests a second, whatever becomes of them (open, default), or clients (closed)",
+    )
+    parser.add_argument("--stream-share", type=float, default=0.5, metavar="RATIO", help="of requests (default: 0.5)")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="of a request (default: 60)")
+    parser.add_argument("--max-tokens", type=int, default=16, metavar="N", help="of an answer (default: 16)")
+    parser.add_argument("--prompt-words", type=int, default=50, metavar="N", help="of a request (default: 50)")
+    parser.add_argument("--model", metavar="NAME", help="model to ask for (default: that of fleetpulse up)")
+    parser.add_argument("--url", help="proxy, without /v1; its key is in OPENAI_API_KEY (default: of fleetpulse up)")
+    parser.add_argument("--seed", type=int, default=0, help="decides which requests are streamed (default: 0)")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--out", type=Path, metavar="FOLDER", help="write the counts and each request here")
+    _add_record(output)
+
+
+def _add_record(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--record", type=Path, metavar="FOLDER", help="of the running fleetpulse up, keep what fleetpulse report needs"
+    )
 
 
 def _serve(main_coroutine: Callable[[asyncio.Event], Awaitable[object]], fast_loop: bool = False) -> int:
@@ -186,14 +221,39 @@ def _up(asked: argparse.Namespace) -> int:
 
 
 def _simulate(asked: argparse.Namespace) -> int:
+    from fleetpulse.local.load_commands import recorded, simulation_stream
     from fleetpulse.local.simulate import Plan, simulate
 
     _log()
     plan = Plan.checked(
         asked.agents, asked.interval, asked.heartbeat_interval or asked.interval, asked.duration, asked.gpus
     )
-    stream = load(StreamSettings)
-    return _serve(lambda stop: simulate(plan, stream, stop, asked.json), fast_loop=True)
+    stream = simulation_stream()
+    with recorded(asked.record, "simulate"):
+        return _serve(lambda stop: simulate(plan, stream, stop, asked.json, folder=asked.record), fast_loop=True)
+
+
+def _load(asked: argparse.Namespace) -> int:
+    from fleetpulse.local.load import DEFAULT_STAGES, Plan
+    from fleetpulse.local.load import load as drive
+    from fleetpulse.local.load_commands import recorded, target
+
+    _log()
+    plan = Plan.checked(asked.stages or DEFAULT_STAGES, asked.arrivals, asked.stream_share, asked.timeout, asked.seed)
+    place = target(asked.url, asked.model, asked.prompt_words, asked.max_tokens)
+    with recorded(asked.record, "load"):
+        return _serve(lambda stop: drive(plan, place, stop, asked.record or asked.out), fast_loop=True)
+
+
+def _report(asked: argparse.Namespace) -> int:
+    from fleetpulse.report.main import ReportError, report
+
+    try:
+        for path in report(asked.folder):
+            print(path)
+    except ReportError as error:
+        raise CommandError(str(error)) from error
+    return 0
 
 
 def _asking(name: str) -> Callable[[argparse.Namespace], int]:

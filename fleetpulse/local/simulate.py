@@ -8,16 +8,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
+from fleetpulse.local.progress import Show, progress, say
+from fleetpulse.local.simulated_delivery import Counts, SimulatedDelivery
 from fleetpulse.local.simulated_fleet import SimulatedFleet
+from fleetpulse.report.folder import SIMULATION
 from fleetpulse.settings import SettingsError, StreamSettings
-from fleetpulse.stream.errors import NotDeliveredError
 from fleetpulse.stream.producer import StreamProducer
 from fleetpulse.stream.topics import HEARTBEATS, METRICS
 
 _TICK_SECONDS: Final = 0.01
-_PROGRESS_SECONDS: Final = 5.0
-# Messages on their way at most; beyond, the next ones wait, and the run falls behind its schedule, which is reported.
-_IN_FLIGHT_MOST: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +52,16 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Counts:
-    """Messages of one kind: handed to the producer, acknowledged by the broker, given up."""
-
-    sent: int = 0
-    acked: int = 0
-    failed: int = 0
-    bytes_sent: int = 0
-
-
-@dataclass(slots=True)
 class Report:
     """What happened. ``behind_seconds`` is the longest a message was made after its time."""
 
     agents: int
+    gpus: int
+    interval_seconds: float
+    heartbeat_interval_seconds: float
     points_per_message: int
+    began_unix_seconds: float = 0.0
+    ended_unix_seconds: float = 0.0
     seconds: float = 0.0
     behind_seconds: float = 0.0
     samples: Counts = field(default_factory=Counts)
@@ -82,7 +76,8 @@ class Report:
         """For people."""
         parts = [f"{self.agents} agents", f"{self.seconds:.0f} s"]
         for name, counts in (("samples", self.samples), ("heartbeats", self.heartbeats)):
-            parts.append(f"{name}: {counts.sent} sent, {counts.acked} acked, {counts.failed} failed")
+            told = f"{name}: {counts.sent} sent, {counts.acked} acked, {counts.failed} failed"
+            parts.append(f"{told}, {counts.spooled} spooled")
         parts.append(f"{self.acked_per_second:,.0f} messages/s")
         if self.behind_seconds > 1:
             parts.append(f"up to {self.behind_seconds:.1f} s behind schedule")
@@ -94,20 +89,28 @@ async def simulate(
     settings: StreamSettings,
     stop: asyncio.Event,
     json_file: Path | None = None,
-    tell: Callable[[str], None] = lambda line: print(line, flush=True),
+    tell: Callable[[str], None] = say,
+    folder: Path | None = None,
 ) -> Report:
-    """Send until ``stop`` is set or the time is up, then wait for the last acknowledgements."""
+    """Send until ``stop`` is set or the time is up, then wait for the last acknowledgements. ``json_file`` gets the
+    counts, and so does ``folder``, that of a recording."""
     fleet = SimulatedFleet(plan.agents, plan.gpus, plan.heartbeat_interval_seconds)
     producer = StreamProducer(settings, "fleetpulse-simulate")
-    report = Report(plan.agents, fleet.points_per_message)
+    report = Report(
+        plan.agents, plan.gpus, plan.interval_seconds, plan.heartbeat_interval_seconds, fleet.points_per_message
+    )
     await producer.start()
+    report.began_unix_seconds = time.time()
     try:
-        await _drive(plan, fleet, producer, report, stop, tell)
+        with progress(plan.duration_seconds, tell) as show:
+            await _drive(plan, fleet, SimulatedDelivery(producer, settings.request_timeout_seconds), report, stop, show)
     finally:
+        report.ended_unix_seconds = time.time()
         await producer.stop()
     tell(report.line())
-    if json_file is not None:
-        _write(report, json_file)
+    for path in (json_file, folder and folder / SIMULATION):
+        if path is not None:
+            _write(report, path)
     return report
 
 
@@ -138,19 +141,12 @@ class _Schedule:
 
 
 async def _drive(
-    plan: Plan,
-    fleet: SimulatedFleet,
-    producer: StreamProducer,
-    report: Report,
-    stop: asyncio.Event,
-    tell: Callable[[str], None],
+    plan: Plan, fleet: SimulatedFleet, delivery: SimulatedDelivery, report: Report, stop: asyncio.Event, show: Show
 ) -> None:
     samples = _Schedule(plan.agents, plan.interval_seconds)
     heartbeats = _Schedule(plan.agents, plan.heartbeat_interval_seconds)
-    room = asyncio.Semaphore(_IN_FLIGHT_MOST)
     began = time.monotonic()
-    told = 0.0
-    async with asyncio.TaskGroup() as sending:
+    async with delivery.delivering():
         while not stop.is_set():
             elapsed = time.monotonic() - began
             if plan.duration_seconds is not None and elapsed >= plan.duration_seconds:
@@ -160,29 +156,11 @@ async def _drive(
                 (samples, report.samples, METRICS.name, fleet.metrics),
             ):
                 for turn in schedule.due(elapsed):
-                    await room.acquire()
                     late = schedule.behind(turn, time.monotonic() - began)
                     report.behind_seconds = max(report.behind_seconds, late)
                     agent = schedule.agent(turn)
-                    sending.create_task(_send(producer, topic, make(agent), fleet.key(agent), counts, room))
+                    await delivery.send(topic, make(agent), fleet.key(agent), counts)
             report.seconds = time.monotonic() - began
-            if report.seconds - told >= _PROGRESS_SECONDS:
-                told = report.seconds
-                tell(report.line())
+            show(report.seconds, report.line())
             await asyncio.sleep(_TICK_SECONDS)
     report.seconds = time.monotonic() - began
-
-
-async def _send(
-    producer: StreamProducer, topic: str, value: bytes, key: bytes, counts: Counts, room: asyncio.Semaphore
-) -> None:
-    counts.sent += 1
-    counts.bytes_sent += len(value)
-    try:
-        await producer.send(topic, value, key)
-    except NotDeliveredError:
-        counts.failed += 1
-    else:
-        counts.acked += 1
-    finally:
-        room.release()

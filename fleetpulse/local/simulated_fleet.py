@@ -24,6 +24,8 @@ from fleetpulse.settings import AgentSettings, load
 from fleetpulse.stream import heartbeat
 
 MODEL: Final = "simulated-model"
+# Names of simulated workers begin with it.
+PREFIX: Final = "sim"
 # Moments of the simulated worker's life that agents report in turn, and the time between them.
 _FRAMES: Final = 32
 _FRAME_SECONDS: Final = 5.0
@@ -49,7 +51,7 @@ class _Frame:
 class SimulatedFleet:
     """``agents`` workers named ``PREFIX-000000`` and so on, each with ``gpus`` GPUs."""
 
-    def __init__(self, agents: int, gpus: int, heartbeat_interval_seconds: float, prefix: str = "sim") -> None:
+    def __init__(self, agents: int, gpus: int, heartbeat_interval_seconds: float, prefix: str = PREFIX) -> None:
         settings = load(AgentSettings, worker_id=f"{prefix}-000000", simulate_gpu_count=gpus, gpus="simulated")
         first = identify(settings)
         system = SystemReader()

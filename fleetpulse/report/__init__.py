@@ -1,0 +1,1 @@
+"""What recorded runs say: tables and pictures of a folder that ``fleetpulse simulate`` or ``load`` wrote."""
