@@ -1,6 +1,6 @@
 """``python deploy/helm/render.py``: write the chart with its own values to deploy/kubernetes/fleetpulse.yaml.
 
-For clusters without Helm, and for tests on machines without it. The first line names the chart that it was made of by its
+For clusters without Helm, and for tests where it is missing. The first line names the chart that it was made of by its
 digest, so that a chart that was changed since is noticed where there is no helm. Needs helm on the PATH.
 """
 
