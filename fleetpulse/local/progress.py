@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 Show = Callable[[float, str], None]
 """Called as often as one likes with the seconds that have passed and what to say."""
@@ -27,10 +28,11 @@ def progress(seconds: float | None, tell: Callable[[str], None]) -> Iterator[Sho
     if tell is not say or not sys.stdout.isatty():
         yield _Seldom(_LINE_SECONDS, lambda _, line: tell(line))
         return
-    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%") if seconds else TextColumn(""), TimeElapsedColumn())
+    share = TextColumn("{task.percentage:>3.0f}%" if seconds else "")
+    text = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    console = Console(highlight=False)
     # Refreshed by us: a thread of its own would take time from the run, which may need all there is.
-    bar = Progress(*columns, TextColumn("{task.description}"), console=Console(highlight=False), auto_refresh=False)
-    with bar:
+    with Progress(BarColumn(20), share, text, console=console, auto_refresh=False, expand=True) as bar:
         task = bar.add_task("", total=seconds)
 
         def draw(elapsed_seconds: float, line: str) -> None:

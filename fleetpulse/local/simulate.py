@@ -72,8 +72,16 @@ class Report:
         """Messages of both kinds that the broker took, a second."""
         return (self.samples.acked + self.heartbeats.acked) / self.seconds if self.seconds else 0.0
 
+    def brief(self) -> str:
+        """For people, while it goes on."""
+        told = {
+            name: getattr(self.samples, name) + getattr(self.heartbeats, name)
+            for name in ("sent", "acked", "failed", "spooled")
+        }
+        return f"{self.seconds:.0f} s · " + ", ".join(f"{count:,} {name}" for name, count in told.items())
+
     def line(self) -> str:
-        """For people."""
+        """For people, at the end."""
         parts = [f"{self.agents} agents", f"{self.seconds:.0f} s"]
         for name, counts in (("samples", self.samples), ("heartbeats", self.heartbeats)):
             told = f"{name}: {counts.sent} sent, {counts.acked} acked, {counts.failed} failed"
@@ -161,6 +169,6 @@ async def _drive(
                     agent = schedule.agent(turn)
                     await delivery.send(topic, make(agent), fleet.key(agent), counts)
             report.seconds = time.monotonic() - began
-            show(report.seconds, report.line())
+            show(report.seconds, report.brief())
             await asyncio.sleep(_TICK_SECONDS)
     report.seconds = time.monotonic() - began
