@@ -11,15 +11,13 @@ from typing import Any, Final
 
 import pynvml
 
-from agent.gpu_reading import NO_XID
+from agent.gpu_reading import APPLICATION_XIDS, NO_XID
 from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
 
 # How long one wait lasts, hence how long stop() takes at most.
 WAIT_MILLISECONDS: Final = 500
-# NVIDIA's own device plugin blames these on the application rather than on the device.
-APPLICATION_XIDS: Final = frozenset({13, 31, 43, 45, 68, 109})
 
 
 class XidEvents:

@@ -101,6 +101,8 @@ _SCALARS: Final[tuple[tuple[str, Instrument, Mapping[str, str | int]], ...]] = (
 )
 # No event has this code: it stands for "none seen yet", so that the counter exists before the first event.
 NO_XID: Final = 0
+# NVIDIA's own device plugin blames these on the application rather than on the device.
+APPLICATION_XIDS: Final = frozenset({13, 31, 43, 45, 68, 109})
 
 
 def measurements(readings: Iterable[GpuReading]) -> Iterator[Measurement]:

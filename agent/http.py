@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from agent.columns import columns
-from agent.gpu_reading import GpuSource
+from agent.gpu_reading import APPLICATION_XIDS, GpuReading, GpuSource
 from agent.sampling import Latest
 from fleetpulse.http import add_health_endpoints
 from fleetpulse.stream import dictionary
@@ -22,6 +22,7 @@ LABELS: Final = {
 }
 ENGINE_STATES: Final = ("absent", "unreachable", "starting", "ready")
 DRIVER_STATES: Final = ("absent", "failed", "ready")
+XID_BLAME: Final = ("application", "device")
 LOG_EVENTS_DEFAULT: Final = 100
 
 
@@ -31,6 +32,14 @@ class ReadingsCollector:
     def __init__(self, latest: Latest, gpus: GpuSource) -> None:
         self._latest = latest
         self._gpus = gpus
+
+    def describe(self) -> Iterable[Metric]:
+        """Every family that there may be, without values; also called by prometheus_client."""
+        for table in dictionary.TABLES:
+            subject, labels = LABELS[table.name]
+            for measure in table.measures:
+                yield _family(f"fleetpulse_agent_{subject}_{measure.column}", measure, labels, {})
+        yield from self._own_families()
 
     def collect(self) -> Iterable[Metric]:
         """Called by prometheus_client with every scrape."""
@@ -42,6 +51,10 @@ class ReadingsCollector:
                 rows = found.get(measure.column)
                 if rows is not None:
                     yield _family(f"fleetpulse_agent_{subject}_{measure.column}", measure, labels, rows)
+        yield from self._own_families()
+
+    def _own_families(self) -> Iterable[Metric]:
+        yield _xid_events(self._latest.gpus)
         engine = self._latest.engine
         yield _states("fleetpulse_agent_engine_state", "State of the engine", ENGINE_STATES, engine.state)
         yield _states("fleetpulse_agent_gpu_driver_state", "State of the driver", DRIVER_STATES, self._gpus.state)
@@ -80,6 +93,20 @@ def _family(
     family = family_type(name, measure.help, labels=labels)
     for row, value in rows.items():
         family.add_metric(row, value)
+    return family
+
+
+def _xid_events(readings: Iterable[GpuReading]) -> Metric:
+    """XID events by blame. Both series are there from the start, so that a first event is an increase."""
+    family = CounterMetricFamily(
+        "fleetpulse_agent_gpu_xid_events_total", "XID events, by what they say is at fault", labels=("hw_id", "blame")
+    )
+    for reading in readings:
+        if reading.xid_errors is None:
+            continue
+        application = sum(count for code, count in reading.xid_errors.items() if code in APPLICATION_XIDS)
+        for blame, count in zip(XID_BLAME, (application, sum(reading.xid_errors.values()) - application), strict=True):
+            family.add_metric((reading.device.hw_id, blame), count)
     return family
 
 

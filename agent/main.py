@@ -47,6 +47,7 @@ async def run(settings: AgentSettings, stream: StreamSettings, stop: asyncio.Eve
     identity = identify(settings)
     registry = CollectorRegistry()
     signals = Signals(registry)
+    signals.identify(identity)
     async with contextlib.AsyncExitStack() as stack:
         recent = stack.enter_context(_recording(settings.log_events))
         session = await stack.enter_async_context(aiohttp.ClientSession())

@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from agent.identity import WorkerIdentity
 from agent.transport import KINDS
 
 
@@ -18,6 +19,7 @@ class Signals:
         def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"fleetpulse_agent_{name}", text, labels, buckets=buckets, registry=registry)
 
+        self.info = gauge("info", "1; who this agent is", ("worker_id", "instance_id", "host_name", "version"))
         self.samples = counter("samples_total", "Samples taken")
         self.sample_failures = counter("source_failures_total", "Sources that gave no reading", ("source",))
         self.sample_seconds = histogram(
@@ -42,3 +44,7 @@ class Signals:
                 series.labels(kind)
             for level in (self.spool_bytes, self.spool_messages):
                 level.labels(kind)
+
+    def identify(self, identity: WorkerIdentity) -> None:
+        """Show who this is, so that every other series of this agent can be joined with its worker."""
+        self.info.labels(identity.worker_id, identity.instance_id, identity.host_name, identity.agent_version).set(1)

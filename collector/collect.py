@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from aiokafka import TopicPartition
 
+from collector import usage
 from collector.batch import Batch, HeartbeatRow
 from collector.deadletter import DeadLetter
 from collector.decode import Decoder
@@ -14,6 +15,7 @@ from collector.directory import Directory
 from collector.duplicates import Position, ProducerKey, Verdict
 from collector.source import witness_of
 from collector.template import Decoded
+from collector.validate import TimeLimits
 from collector.walk import Worker
 from collector.write import PositionRow
 from fleetpulse.stream import heartbeat as heartbeats
@@ -25,7 +27,8 @@ from fleetpulse.stream.errors import (
     UnwritableMessageError,
 )
 from fleetpulse.stream.heartbeat import Heartbeat
-from fleetpulse.stream.topics import HEARTBEATS, METRICS
+from fleetpulse.stream.topics import HEARTBEATS, METRICS, USAGE
+from fleetpulse.stream.usage import UsageRecord
 
 
 @dataclass(slots=True)
@@ -45,6 +48,7 @@ class Intake:
     reads: list[Read | None] = field(default_factory=list)
     producers: set[ProducerKey] = field(default_factory=set)
     resources: list[Decoded] = field(default_factory=list)
+    usage: list[UsageRecord] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
     ends: dict[TopicPartition, tuple[int, str]] = field(default_factory=dict)  # next offset, witness
     messages: Counter[str] = field(default_factory=Counter)
@@ -61,6 +65,7 @@ def take_in(
     decoder: Decoder,
     directory: Directory,
     message_bytes: int,
+    usage_limits: TimeLimits,
     unwritable: Set[tuple[TopicPartition, int]] = frozenset(),
 ) -> Intake:
     """Decode a round of records. A record that cannot be used becomes a dead letter, its neighbours go on.
@@ -78,6 +83,8 @@ def take_in(
             records = _usable(records, partition, message_bytes, unwritable, intake)
         if partition.topic == METRICS.name:
             metrics += records
+        elif partition.topic == USAGE.name:
+            _read_usage(records, usage_limits, intake)
         else:
             _read_heartbeats(records, directory, intake)
     _read_metrics(metrics, decoder, directory, intake)
@@ -133,6 +140,14 @@ def _read_metrics(records: list[Record], decoder: Decoder, directory: Directory,
         if reads[number] is None:
             detail = "no resource has an attribute that identifies its worker"
             intake.letters.append(DeadLetter(records[number], "missing_identity", detail))
+
+
+def _read_usage(records: list[Record], limits: TimeLimits, intake: Intake) -> None:
+    for record in records:
+        try:
+            intake.usage.append(usage.read(record.value or b"", limits))
+        except MessageError as error:
+            intake.refuse(record, error)
 
 
 def _read_heartbeats(records: list[Record], directory: Directory, intake: Intake) -> None:

@@ -6,6 +6,7 @@ Nothing is answered with success before the broker has the message.
 import hashlib
 import hmac
 import json
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -55,12 +56,15 @@ class Door:
 
     def _counted(self, path: str, handler: Handler) -> Handler:
         async def answer(request: web.Request) -> web.StreamResponse:
+            started = time.monotonic()
             try:
                 self._authorise(request)
                 response = await handler(request)
             except web.HTTPException as refusal:
                 self._metrics.door_requests.labels(path, str(refusal.status)).inc()
                 raise
+            finally:
+                self._metrics.door_seconds.labels(path).observe(time.monotonic() - started)
             self._metrics.door_requests.labels(path, str(response.status)).inc()
             return response
 

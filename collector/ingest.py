@@ -29,18 +29,19 @@ from collector.ownership import Ownership
 from collector.source import Gap, Source, StreamStalledError
 from collector.validate import TimeLimits
 from collector.write import Writer, WriteSet
+from fleetpulse.database.relations import USAGE as USAGE_RELATION
 from fleetpulse.settings import CollectorSettings, DatabaseSettings, StreamSettings
 from fleetpulse.stream.admin import TopicError, ensure_topics
 from fleetpulse.stream.consumer import Record
 from fleetpulse.stream.errors import NotDeliveredError
 from fleetpulse.stream.heartbeat import Heartbeat
 from fleetpulse.stream.producer import StreamProducer
-from fleetpulse.stream.topics import HEARTBEATS, METRICS
+from fleetpulse.stream.topics import HEARTBEATS, METRICS, USAGE
 from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
 
-TOPICS: Final = (METRICS.name, HEARTBEATS.name)
+TOPICS: Final = (METRICS.name, HEARTBEATS.name, USAGE.name)
 RETRY_SECONDS: Final = 0.5
 RETRIED: Final = (psycopg.Error, KafkaError, OSError, TimeoutError, StreamStalledError, NotDeliveredError, TopicError)
 DAY_SECONDS: Final = 86_400.0
@@ -69,6 +70,7 @@ class Ingest:
         self._stream = stream
         self._sample_retention_seconds = database.retention_raw_days * DAY_SECONDS
         self._heartbeat_retention_seconds = database.retention_heartbeat_days * DAY_SECONDS
+        self._usage_age_seconds = min(database.retention_usage_days, database.retention_raw_days) * DAY_SECONDS
         self._metrics = metrics
         self._producer = producer
         self._heard = heard
@@ -168,7 +170,12 @@ class Ingest:
             self._metrics.lag.labels(topic).set(lag)
         if fetched:
             intake = take_in(
-                fetched.items(), self._decoder, self._directory, self._settings.message_bytes, self._unwritable
+                fetched.items(),
+                self._decoder,
+                self._directory,
+                self._settings.message_bytes,
+                self._limits(time.time_ns(), self._usage_age_seconds),
+                self._unwritable,
             )
             self._last_round = next((partition, records[0].offset) for partition, records in fetched.items())
             await self._write(intake)
@@ -242,7 +249,7 @@ class Ingest:
         for partition, (claim, offset, witness) in steps.items():
             claims[partition] = claim.at(offset, witness)
         self._writing = asyncio.create_task(
-            self._commit(WriteSet(encoded, positions, steps), intake, heard), name="collector-write"
+            self._commit(WriteSet(encoded, positions, steps, intake.usage), intake, heard), name="collector-write"
         )
         self._handed_over = time.monotonic()
         # The task begins at the next pause of this one, which may otherwise be after the next round's decoding.
@@ -270,9 +277,12 @@ class Ingest:
 
     async def _commit(self, work: WriteSet, intake: Intake, heard: list[Heartbeat]) -> None:
         started = time.monotonic()
-        await self._database.run(self._writer.write, work)
+        fresh = await self._database.run(self._writer.write, work)
         self._metrics.write_seconds.observe(time.monotonic() - started)
         self._account(work.encoded, intake, heard)
+        if work.usage:
+            self._metrics.rows.labels(USAGE_RELATION).inc(fresh)
+            self._metrics.usage_duplicates.inc(len(work.usage) - fresh)
 
     async def _finish_writing(self) -> None:
         """Wait for the transaction in progress; its error is raised here."""

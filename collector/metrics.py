@@ -28,6 +28,34 @@ class CollectorMetrics:
         self.stream_failures = self._counter(f"{prefix}stream_failures", "Times the stream had to be reconnected")
         self.gaps = self._counter(f"{prefix}offset_gaps", "Ranges of offsets that could not be read", "reason")
         self.door_requests = self._counter(f"{prefix}door_requests", "Requests at the HTTP door", "route", "status")
+        self.door_seconds = Histogram(
+            f"{prefix}door_request_duration_seconds",
+            "Time from a request at the HTTP door to its answer",
+            ["route"],
+            registry=self.registry,
+            buckets=WRITE_BUCKETS,
+        )
+        self.usage_duplicates = self._counter(
+            f"{prefix}usage_duplicates", "Usage records that came again and were there already"
+        )
+        self.ledger_workers = Gauge(
+            f"{prefix}ledger_workers",
+            "Workers in the token ledger's newest window, by whether both sides are known",
+            ["status"],
+            registry=self.registry,
+        )
+        self.ledger_gap = Gauge(
+            f"{prefix}ledger_gap_tokens",
+            "Tokens that engines counted and the proxy's records did not, in the ledger's newest window",
+            ["direction"],
+            registry=self.registry,
+        )
+        self.ledger_gap_ratio = Gauge(
+            f"{prefix}ledger_gap_ratio",
+            "Gaps of workers that the proxy knows all tokens of, as a share of their engines' tokens",
+            ["direction"],
+            registry=self.registry,
+        )
         self.upkeep_failures = self._counter(
             f"{prefix}upkeep_failures", "Rollup or partition passes that failed", "work"
         )
@@ -42,6 +70,11 @@ class CollectorMetrics:
             f"{prefix}upkeep_last_success_timestamp_seconds",
             "When a pass last succeeded",
             ["work"],
+            registry=self.registry,
+        )
+        self.policies_failing = Gauge(
+            f"{prefix}policies_failing",
+            "Background jobs of TimescaleDB whose last run failed",
             registry=self.registry,
         )
         self.write_seconds = self._histogram(

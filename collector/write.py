@@ -8,9 +8,10 @@ from typing import Any, Final
 import psycopg
 from aiokafka import TopicPartition
 
-from collector import binary, offsets
+from collector import binary, offsets, usage
 from collector.encode import Encoded
 from collector.offsets import Claim
+from fleetpulse.stream.usage import UsageRecord
 
 # One write of a COPY stream; larger ones only cost memory.
 CHUNK_BYTES: Final = 1_048_576
@@ -26,6 +27,7 @@ class WriteSet:
     encoded: Encoded
     positions: Sequence[PositionRow]
     steps: Mapping[TopicPartition, tuple[Claim, int, str]]
+    usage: Sequence[UsageRecord] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,8 @@ class Writer:
     lease_seconds: float
     marks_dirty: bool
 
-    def write(self, connection: psycopg.Connection[Any], work: WriteSet) -> None:
-        """Write everything or nothing.
+    def write(self, connection: psycopg.Connection[Any], work: WriteSet) -> int:
+        """Write everything or nothing; returns how many usage records were new.
 
         Raises offsets.FencedError when a partition belongs to another collector now, and psycopg.Error when the
         database does not answer; in the latter case the transaction may have been committed, and only the offsets in
@@ -54,7 +56,9 @@ class Writer:
                 _store_positions(connection, work.positions)
             if work.encoded.quality:
                 _store_quality(connection, work.encoded.quality)
+            fresh = usage.store(connection, work.usage)
             offsets.advance(connection, self.owner, self.lease_seconds, work.steps)
+        return fresh
 
 
 def _copy(connection: psycopg.Connection[Any], statement: str, blocks: Sequence[bytes]) -> None:

@@ -10,7 +10,14 @@ from prometheus_client.registry import Collector
 
 from control.database import Database
 from fleetpulse.stream.consumer import StreamReader
-from fleetpulse.stream.fleet_view import FleetView
+from fleetpulse.stream.fleet_view import FleetView, WorkerView
+
+# Labels by worker only for workers that something is wrong with, and of many only so many: the counts say the rest.
+MOST_NAMED_WORKERS: Final = 500
+# A busy engine's step may take a few seconds.
+STALLED_SECONDS: Final = 10.0
+SKEWED_SECONDS: Final = 1.0
+_WORKER: Final = ("worker_id", "instance_id")
 
 DURATION_BOUNDS_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -86,6 +93,7 @@ class StateCollector(Collector):
                 "Heartbeats not read yet at the last look",
                 value=float(self._reader.lag_records),
             )
+        yield from worker_troubles(self._view.snapshot(now))
         yield from self._database_metrics()
 
     def _database_metrics(self) -> Iterable[Metric]:
@@ -102,3 +110,39 @@ class StateCollector(Collector):
         ):
             label = name if name.startswith("pool_") else f"pool_{name}"
             yield GaugeMetricFamily(f"fleetpulse_control_database_{label}", text, value=float(statistics.get(name, 0)))
+
+
+def worker_troubles(workers: Iterable[WorkerView]) -> Iterable[Metric]:
+    """Workers that are silent, that stand still, or whose clock is off; a worker that is well has no series."""
+    silent = GaugeMetricFamily(
+        "fleetpulse_control_worker_silent_seconds",
+        "Age of the last heartbeat of a stale worker that did not say goodbye",
+        labels=_WORKER,
+    )
+    stalled = GaugeMetricFamily(
+        "fleetpulse_control_worker_stalled_seconds",
+        "Time without a step of an engine that has work, from 10 s on",
+        labels=_WORKER,
+    )
+    skew = GaugeMetricFamily(
+        "fleetpulse_control_worker_clock_skew_seconds",
+        "A worker's clock minus ours, from 1 s either way; positive is ahead",
+        labels=_WORKER,
+    )
+    for worker in workers:
+        if worker.heartbeat is None:
+            continue
+        if worker.state == "stale":
+            if worker.heartbeat.status != "draining":
+                _name(silent, worker, worker.heartbeat_age_seconds or 0.0)
+            continue
+        if (worker.engine_stalled_seconds or 0.0) >= STALLED_SECONDS:
+            _name(stalled, worker, worker.engine_stalled_seconds or 0.0)
+        if abs(worker.clock_skew_seconds or 0.0) >= SKEWED_SECONDS:
+            _name(skew, worker, worker.clock_skew_seconds or 0.0)
+    return silent, stalled, skew
+
+
+def _name(family: GaugeMetricFamily, worker: WorkerView, value: float) -> None:
+    if len(family.samples) < MOST_NAMED_WORKERS:
+        family.add_metric((worker.worker_id, worker.instance_id), value)

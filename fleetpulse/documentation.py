@@ -1,4 +1,4 @@
-"""The documents that are made from the code: ``docs/settings.md`` and ``docs/measures.md``.
+"""The documents that are made from the code: ``docs/settings.md``, ``docs/measures.md`` and ``docs/metrics.md``.
 
 ``python -m fleetpulse.documentation`` writes them into a checkout's ``docs/``; with ``--check`` it only says which
 ones are not as they should be.
@@ -16,6 +16,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from fleetpulse.database.relations import ROLLUP_SUFFIXES, rollup_columns
+from fleetpulse.local.metric_catalogue import families
+from fleetpulse.local.metric_labels import LABELS, SIGNALS
 from fleetpulse.settings import GROUPS, names
 from fleetpulse.stream.dictionary import COUNTER_MAXIMUM, EXBIBYTE, TABLES, Measure, Source, Table
 
@@ -48,10 +50,22 @@ them.
 - A reading that did not arrive is NULL, never 0. Any other OTLP metric is kept in `metric_series` with
   `metric_points` and `metric_histograms`."""
 
+_METRICS_INTRODUCTION: Final = """\
+# Metrics
+
+Every service shows these at `/metrics`. How Prometheus gets them, and what is made of them, is in
+[monitoring.md](monitoring.md).
+
+- Units are in the names. A counter ends in `_total` and starts at 0 with its process; a histogram is a family of
+  `…_bucket`, `…_sum` and `…_count`.
+- A reading that was not taken has no series, never 0.
+- No label's value comes from a client. Each is from a closed set, or there is one for each thing it names."""
+
 
 def pages() -> dict[str, str]:
     """File name and content of each generated page."""
-    return {"settings.md": _HEADER + settings_page(), "measures.md": _HEADER + measures_page()}
+    made = {"settings.md": settings_page, "measures.md": measures_page, "metrics.md": metrics_page}
+    return {name: _HEADER + page() for name, page in made.items()}
 
 
 def settings_page() -> str:
@@ -179,6 +193,28 @@ def _variants(attribute: str) -> str:
 
 def _values(values: frozenset[str]) -> str:
     return "\\|".join(value or "absent" for value in sorted(values, key=lambda value: (not value, value)))
+
+
+def metrics_page() -> str:
+    """Every metric, by service."""
+    lines = [_METRICS_INTRODUCTION, "", "## Golden signals", ""]
+    signals = next(iter(SIGNALS.values()))
+    lines += _table(("service", *signals), (_signals_row(service) for service in SIGNALS))
+    told = families()
+    for service, labels in LABELS.items():
+        lines += ["", f"## {service.capitalize()}", ""]
+        rows = (
+            (f"`{one.name}`", one.kind, one.unit, ", ".join(f"`{label}`" for label in one.labels), one.text)
+            for one in told
+            if one.service == service
+        )
+        lines += _table(("metric", "type", "unit", "labels", "meaning"), rows)
+        lines += ["", *_table(("label", "values"), ((f"`{name}`", label.text) for name, label in labels.items()))]
+    return "\n".join(lines) + "\n"
+
+
+def _signals_row(service: str) -> tuple[str, ...]:
+    return service, *("<br>".join(f"`{name}`" for name in metrics) for metrics in SIGNALS[service].values())
 
 
 def _table(headings: Sequence[str], rows: Iterator[tuple[str, ...]]) -> list[str]:

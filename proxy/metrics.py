@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from fleetpulse.stream.consumer import StreamReader
 from proxy.access_reader import Access
 from proxy.call import Call
-from proxy.fleet import Fleet, clock
+from proxy.fleet import Fleet, Worker, clock
 from proxy.relay.attempts import Attempt
 from proxy.relay.connection import Pool
 
@@ -169,6 +169,7 @@ class StateCollector(Collector):
         for name, count in counts.items():
             family.add_metric((name,), count())
         yield family
+        yield self._model_workers(now)
         yield GaugeMetricFamily(
             "fleetpulse_proxy_engine_requests_waiting",
             "Requests waiting in the engines of ready workers, by their newest heartbeats",
@@ -193,3 +194,19 @@ class StateCollector(Collector):
         if self._access.read_at is not None:
             age.add_metric((), now - self._access.read_at)
         yield age
+
+    def _model_workers(self, now: float) -> Metric:
+        """Of active models alone: their names are the database's, and those in heartbeats anybody's."""
+        family = GaugeMetricFamily(
+            "fleetpulse_proxy_model_workers", "Workers that take requests for a model", labels=("model",)
+        )
+        for model in {one.model_id: one for one in self._access.snapshot.models.values() if one.active}.values():
+            _, workers = self._fleet.serving(model.names)
+            able = sum(_takes_requests(self._fleet, worker, now) for worker in workers)
+            family.add_metric((model.hugging_face_id,), able)
+        return family
+
+
+def _takes_requests(fleet: Fleet, worker: Worker, now: float) -> bool:
+    well = worker.is_serving and worker.is_progressing and fleet.is_fresh(worker)
+    return well and not worker.ejection.is_out(now)

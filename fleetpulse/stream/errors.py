@@ -27,6 +27,12 @@ class MalformedUsageError(MessageError):
     reason = "malformed_usage"
 
 
+class UsageTimeError(MessageError):
+    """A usage record of a time that cannot be, or of which no records are kept any more."""
+
+    reason = "usage_time"
+
+
 class UnknownSchemaVersionError(MessageError):
     """A message of a schema version this reader does not know."""
 

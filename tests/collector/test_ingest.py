@@ -17,7 +17,7 @@ from fleetpulse.local.postgres import EmbeddedPostgres
 from fleetpulse.settings import DatabaseSettings
 from fleetpulse.stream import heartbeat as heartbeats
 from fleetpulse.stream.heartbeat import Engine, Heartbeat, Load
-from fleetpulse.stream.topics import HEARTBEATS
+from fleetpulse.stream.topics import HEARTBEATS, USAGE
 
 DAY_NANOSECONDS = 86_400 * 10**9
 
@@ -294,10 +294,10 @@ async def test_two_collectors_share_and_one_inherits_at_once_when_the_other_stop
     async with fleet.collector() as (staying, _):
         async with fleet.collector() as (leaving, _):
             await fleet.until(
-                lambda: held(staying) == held(leaving) == {"otlp_metrics": 2, HEARTBEATS.name: 2},
+                lambda: held(staying) == held(leaving) == {"otlp_metrics": 2, HEARTBEATS.name: 2, USAGE.name: 2},
                 "an equal share",
             )
-        await fleet.until(lambda: sum(held(staying).values()) == 8, "the inheritance")
+        await fleet.until(lambda: sum(held(staying).values()) == 12, "the inheritance")
         await fleet.send(*(one_gauge("system.uptime", 1.0, worker=f"w{n}") for n in range(8)))
         await fleet.rows("system_samples", 8)
 
