@@ -75,6 +75,7 @@ async def run(
             admission=Admission(settings, database),
             attempts=Attempts(settings.login_attempts, settings.login_window_seconds),
             events=EventLog(settings.events_kept),
+            jobs=jobs,
         )
         app = application(parts, registry, lambda: lacking(database, reader))
         port = await stack.enter_async_context(serving(app, settings.host, settings.port))

@@ -1,20 +1,28 @@
 """From a credential to the principal that it stands for."""
 
 import hmac
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 from control.access import keys
 from control.access.cache import Cache
 from control.access.principal import ADMIN, OPERATORS, NotAdmittedError, Principal
-from control.access.tokens import Signer, signer
+from control.access.tokens import KeySession, Signer, signer
 from control.database import Database, Row
 from fleetpulse.settings import ControlSettings, SettingsError
 
+KEY_IDENTITY: Final = "key:"
 _KEY: Final = """
 SELECT k.digest, k.key_id, k.prefix, k.scopes, k.organization_id, o.slug, k.expires_at
 FROM api_keys AS k JOIN organizations AS o USING (organization_id)
 WHERE k.digest = %(digest)s AND k.revoked_at IS NULL
+"""
+_KEY_BY_ID: Final = """
+SELECT k.digest, k.key_id, k.prefix, k.scopes, k.organization_id, o.slug, k.expires_at
+FROM api_keys AS k JOIN organizations AS o USING (organization_id)
+WHERE k.key_id = %(key_id)s AND k.revoked_at IS NULL
 """
 _SESSION: Final = """
 SELECT u.user_id, u.email, u.scopes, u.organization_id, o.slug, s.expires_at
@@ -66,8 +74,23 @@ class Admission:
             raise NotAdmittedError("this key has expired")
         return principal
 
+    async def given_key(self, text: str, seconds: float) -> tuple[Principal, str]:
+        """Whose key it is, and a token with which a browser may come back for so long, or until the key ends.
+
+        Raises NotAdmittedError, UnavailableError.
+        """
+        principal = await self.by_key(text)
+        now = datetime.now(UTC)
+        ends = min(now + timedelta(seconds=seconds), principal.expires_at or datetime.max.replace(tzinfo=UTC))
+        mark = self.signer.mark(keys.digest(text)) if principal is ADMIN else ""
+        token = self.signer.key_token(KeySession(principal.identity, mark, ends), now)
+        return replace(principal, expires_at=ends), token
+
     async def by_session(self, token: str) -> Principal:
         """Who is logged in. Raises NotAdmittedError, UnavailableError."""
+        given = self.signer.key_session(token)
+        if given is not None:
+            return await self._by_key_session(given)
         session_id = self.signer.session_id(token)
         known, principal = self._cache.get(session_id.bytes)
         if not known:
@@ -79,12 +102,30 @@ class Admission:
             raise NotAdmittedError("the session is over: log in")
         return principal
 
+    async def _by_key_session(self, session: KeySession) -> Principal:
+        if session.identity == ADMIN.identity:
+            mark = self.signer.mark(self._admin_digest) if self._admin_digest is not None else ""
+            if not mark or not hmac.compare_digest(mark, session.mark):
+                raise NotAdmittedError("the admin key is another one now: log in")
+            return replace(ADMIN, expires_at=session.expires_at)
+        key_id = UUID(session.identity.removeprefix(KEY_IDENTITY))
+        remembered = KEY_IDENTITY.encode() + key_id.bytes
+        known, principal = self._cache.get(remembered)
+        if not known:
+            generation = self._cache.generation
+            rows = await self._database.rows(_KEY_BY_ID, {"key_id": key_id})
+            principal = _of_key(rows[0]) if rows else None
+            self._cache.put(remembered, principal, generation)
+        if principal is None or principal.is_expired():
+            raise NotAdmittedError("the key that was given is not valid any more: log in")
+        return replace(principal, expires_at=session.expires_at)
+
 
 def _of_key(row: Row) -> Principal:
     _, key_id, prefix, scopes, organization_id, slug, expires_at = row
     return Principal(
         actor=f"key:{prefix}",
-        identity=f"key:{key_id}",
+        identity=f"{KEY_IDENTITY}{key_id}",
         scopes=frozenset(scopes),
         organization_id=organization_id,
         is_operator=slug == OPERATORS,

@@ -14,6 +14,7 @@ from control.api.problems import problems
 from control.api.resources import (
     actions,
     activity,
+    alerts,
     api_keys,
     catalogue,
     deployments,
@@ -34,6 +35,7 @@ from control.api.resources import (
     why,
     workers,
 )
+from control.console import pages
 from control.metrics import HttpMetrics
 from fleetpulse.http import Readiness, add_health_endpoints
 
@@ -48,6 +50,7 @@ RESOURCES: Final = (
     workers,
     runtime_models,
     events,
+    alerts,
     actions,
     activity,
     catalogue,
@@ -59,6 +62,7 @@ RESOURCES: Final = (
     users,
     sessions,
     health,
+    pages,
 )
 
 
@@ -76,7 +80,12 @@ def application(parts: Parts, registry: CollectorRegistry, missing: Readiness) -
     open_routes = frozenset((one.method, one.path) for one in endpoints if one.scope is None)
     # From the outside in: every answer, a refusal too, has its correlation id, is counted, and is a problem if wrong.
     app = web.Application(
-        middlewares=[correlated(HttpMetrics(registry)), problems, authenticated(parts.admission, open_routes)],
+        middlewares=[
+            correlated(HttpMetrics(registry)),
+            problems,
+            pages.for_people,
+            authenticated(parts.admission, open_routes),
+        ],
         client_max_size=parts.settings.body_bytes,
     )
     add_health_endpoints(app, registry, missing)

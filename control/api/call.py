@@ -1,7 +1,8 @@
 """What a handler gets: who asks, what for, and what there is to answer from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from aiohttp import web
@@ -14,7 +15,7 @@ from control.access.principal import Principal
 from control.api.event_log import EventLog
 from control.database import Database, Row
 from control.directory import Directory
-from fleetpulse.settings import ControlSettings, DatabaseSettings
+from fleetpulse.settings import ControlSettings, DatabaseSettings, JobSettings, load
 from fleetpulse.stream.consumer import StreamReader
 from fleetpulse.stream.fleet_view import FleetView
 
@@ -35,6 +36,7 @@ class Parts:
     admission: Admission
     attempts: Attempts
     events: EventLog
+    jobs: JobSettings = field(default_factory=partial(load, JobSettings))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ PATH_TYPES: Final[Mapping[str, TypeAdapter[Any]]] = {
         name: TypeAdapter(UUID)
         for name in ("deployment_id", "model_id", "organization_id", "offering_id", "key_id", "user_id")
     },
-    "provider": TypeAdapter(Code),
+    **{name: TypeAdapter(Code) for name in ("provider", "file")},
 }
 JSON: Final = "application/json"
 ERRORS_MAXIMUM: Final = 100

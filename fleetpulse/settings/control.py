@@ -41,6 +41,9 @@ class ControlSettings(BaseSettings):
     database_connections: int = Field(8, ge=1, le=1_000, description="Most database connections")
     query_timeout_seconds: PositiveSeconds = Field(10.0, description="Longest a query of the API may take")
     rows_per_response: int = Field(20_000, ge=1, le=1_000_000, description="Most rows one answer holds")
+    alertmanager_url: str | None = Field(
+        None, pattern=r"^https?://", description="Alertmanager, whose alerts the console then shows too"
+    )
     providers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)] = Field(
         (), description="Providers that machines are made at, comma-separated, by the names of their entry points"
     )

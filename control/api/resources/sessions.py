@@ -3,16 +3,16 @@
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import msgspec
 from aiohttp import web
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from control.access import passwords
-from control.access.principal import Scope
+from control.access.principal import NotAdmittedError, Principal, Scope
 from control.api.authentication import CHALLENGE, COOKIE, require_same_origin
 from control.api.call import Call
 from control.api.endpoint import JSON, Endpoint
@@ -26,10 +26,17 @@ USER_FACTOR: Final = 10
 
 
 class Login(Body):
-    """Who, and the proof."""
+    """Who, and the proof: email and password, or a key, which a browser then need not keep."""
 
-    email: Email
-    password: Annotated[str, Field(min_length=1, max_length=200)]
+    email: Email | None = None
+    password: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    key: Annotated[str, Field(min_length=1, max_length=200, description="An API key, or the admin key")] | None = None
+
+    @model_validator(mode="after")
+    def _one_proof(self) -> Self:
+        if (self.key is None) == (self.email is None) or (self.email is None) != (self.password is None):
+            raise ValueError("give email and password, or a key")
+        return self
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -59,26 +66,21 @@ _END: Final = "UPDATE sessions SET ended_at = now() WHERE session_id = %(session
 
 
 async def log_in(call: Call[Nothing, Login]) -> web.Response:
-    """Check the password and answer with the cookie."""
+    """Check the proof and answer with the cookie."""
     require_same_origin(call.request, needed=False)
-    user_id = await _known(call)
-    parts, session_id = call.parts, uuid.uuid4()
-    values = {"session_id": session_id, "user_id": user_id, "seconds": parts.settings.session_seconds}
-    async with parts.database.transaction() as connection:
-        await connection.execute(_PRUNE)
-        row = await (await connection.execute(_BEGIN, values)).fetchone()
-        assert row is not None
-    created_at, expires_at = row
-    token = parts.admission.signer.token(session_id, user_id, created_at, expires_at)
-    principal = await parts.admission.by_session(token)
-    shown = Session(
-        principal.actor, principal.organization_id, principal.is_operator, sorted(principal.scopes), expires_at
-    )
-    response = web.Response(body=msgspec.json.encode(shown), status=201, content_type=JSON)
+    seconds = call.parts.settings.session_seconds
+    if call.body.key is not None:
+        try:
+            principal, token = await call.parts.admission.given_key(call.body.key.strip(), seconds)
+        except NotAdmittedError as error:
+            raise ProblemError(401, str(error), headers=CHALLENGE) from error
+    else:
+        principal, token = await _begin(call, await _known(call))
+    response = web.Response(body=msgspec.json.encode(_shown(principal)), status=201, content_type=JSON)
     response.set_cookie(
         COOKIE,
         token,
-        max_age=round(parts.settings.session_seconds),
+        max_age=round(seconds),
         path="/",
         httponly=True,
         samesite="Strict",
@@ -87,8 +89,32 @@ async def log_in(call: Call[Nothing, Login]) -> web.Response:
     return response
 
 
+async def _begin(call: Call[Nothing, Login], user_id: UUID) -> tuple[Principal, str]:
+    """A session of the user, and its token."""
+    parts, session_id = call.parts, uuid.uuid4()
+    values = {"session_id": session_id, "user_id": user_id, "seconds": parts.settings.session_seconds}
+    async with parts.database.transaction() as connection:
+        await connection.execute(_PRUNE)
+        row = await (await connection.execute(_BEGIN, values)).fetchone()
+        assert row is not None
+    token = parts.admission.signer.token(session_id, user_id, *row)
+    return await parts.admission.by_session(token), token
+
+
+def _shown(principal: Principal) -> Session:
+    return Session(
+        principal.actor,
+        principal.organization_id,
+        principal.is_operator,
+        sorted(principal.scopes),
+        principal.expires_at,
+    )
+
+
 async def _known(call: Call[Nothing, Login]) -> UUID:
     """The user, if the password is right. Raises ProblemError (401, 429)."""
+    assert call.body.email is not None
+    assert call.body.password is not None
     attempts, email = call.parts.attempts, call.body.email.lower()
     address = call.request.remote or ""
     # Per user and address first, so that a stranger who fails on purpose does not lock the user out at once.
@@ -117,8 +143,7 @@ def _is_https(request: web.Request) -> bool:
 
 async def show(call: Call[Nothing, Nothing]) -> Session:
     """Who asks."""
-    caller = call.caller
-    return Session(caller.actor, caller.organization_id, caller.is_operator, sorted(caller.scopes), caller.expires_at)
+    return _shown(call.caller)
 
 
 async def log_out(call: Call[Nothing, Nothing]) -> web.Response:
@@ -145,7 +170,7 @@ ENDPOINTS: Final = (
         answer=Session,
         in_transaction=False,
         refusals={
-            401: "The email or the password is wrong",
+            401: "The email, the password or the key is wrong",
             403: "Another site's page asked",
             429: "Too many failed logins; Retry-After says how long to wait",
         },

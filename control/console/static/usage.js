@@ -1,0 +1,2 @@
+import { title } from "./parts.js";
+export function usageView(place) { place.append(title("Usage")); }
