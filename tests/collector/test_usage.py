@@ -1,20 +1,18 @@
 """Usage records from the topic to rows, costs and sums, each once."""
 
+import random
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 import psycopg
-import pytest
 
 from collector import usage as usage_rows
 from collector.usage_sums import settle
 from collector.validate import TimeLimits
-from fleetpulse.database.connect import Connection, connect
+from fleetpulse.database.connect import connect
 from fleetpulse.settings import DatabaseSettings
 from fleetpulse.stream import usage
 from fleetpulse.stream.topics import USAGE
@@ -187,8 +185,6 @@ async def test_requests_at_the_same_time_share_the_price_of_the_time(any_databas
 
 
 async def test_shares_add_up_to_the_time_the_engine_was_busy_whatever_the_order_of_records(database_url):
-    import random
-
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
