@@ -29,7 +29,7 @@ from fleetpulse.report.main import ReportError, report
 QUICK = os.environ.get("QUICK") == "1"
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "load.json"
-SECONDS = 15 if QUICK else 60
+SECONDS = 10 if QUICK else 60
 # From there on agents are as docs/agent.md has it for very large fleets.
 MANY_AGENTS = 5_000
 STAGES = "ramp=5:20,hold=8:20,spike=0:60,spike=4:60,recover=0:20,recover=5:20" if QUICK else None

@@ -16,6 +16,8 @@ _IN_FLIGHT_MOST: Final = 20_000
 _SPOOLED_MOST: Final = 200_000
 _TOGETHER: Final = 500
 _AGAIN_SECONDS: Final = 0.2
+# The spool is emptied at the end of a run for this long at most.
+_END_SECONDS: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -40,13 +42,15 @@ class _Message:
 
 
 class SimulatedDelivery:
-    """Counts what becomes of each message. ``grace_seconds`` is how long the spool is emptied at the end."""
+    """Counts what becomes of each message. At the end, what waits is given up when the broker has taken nothing for
+    ``patience_seconds``."""
 
-    def __init__(self, producer: StreamProducer, grace_seconds: float) -> None:
+    def __init__(self, producer: StreamProducer, patience_seconds: float) -> None:
         self._producer = producer
-        self._grace_seconds = grace_seconds
+        self._patience_seconds = patience_seconds
         self._room = asyncio.Semaphore(_IN_FLIGHT_MOST)
         self._spool: deque[_Message] = deque()
+        self._acked = 0
         self._spool_empty = asyncio.Event()
         self._spool_empty.set()
         self._sending = asyncio.TaskGroup()
@@ -59,14 +63,25 @@ class SimulatedDelivery:
             async with self._sending:
                 yield
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._grace_seconds):
-                    await self._spool_empty.wait()
+                async with asyncio.timeout(_END_SECONDS):
+                    await self._emptied()
         finally:
             drain.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await drain
             for message in self._spool:
                 message.counts.failed += 1
+
+    async def _emptied(self) -> None:
+        """Raises TimeoutError when the broker takes nothing any more."""
+        while not self._spool_empty.is_set():
+            before = self._acked
+            try:
+                async with asyncio.timeout(self._patience_seconds):
+                    await self._spool_empty.wait()
+            except TimeoutError:
+                if self._acked == before:
+                    raise
 
     async def send(self, topic: str, value: bytes, key: bytes, counts: Counts) -> None:
         """Begin to deliver a message; returns when there is room for another one."""
@@ -92,6 +107,7 @@ class SimulatedDelivery:
             await self._producer.send(message.topic, message.value, message.key)
             message.acked = True
             message.counts.acked += 1
+            self._acked += 1
 
     def _keep(self, message: _Message) -> None:
         message.counts.spooled += 1

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from fleetpulse.report.folder import METRIC_COLUMNS, METRICS, PROCESS_COLUMNS, PROCESSES
+from fleetpulse.report.folder import MACHINE, METRIC_COLUMNS, METRICS, PROCESS_COLUMNS, PROCESSES
 
 INTERVAL_SECONDS: Final = 1.0
 _TIMEOUT_SECONDS: Final = 2.0
@@ -88,6 +88,14 @@ def _usage(family: Sequence[psutil.Process]) -> Usage:
     return Usage(family[0].pid, cpu_seconds, memory_bytes, processes)
 
 
+def whole_machine() -> Usage:
+    """What everything on the machine uses, ours or not."""
+    times, memory = psutil.cpu_times(), psutil.virtual_memory()
+    # Guests' time is in the user's already; what other machines on the same hardware took (steal) is nobody's here.
+    busy_seconds = times.user + times.nice + times.system + times.irq + times.softirq
+    return Usage(0, busy_seconds, memory.total - memory.available, len(psutil.pids()))
+
+
 def told(url: str) -> dict[str, float]:
     """The metrics of a service that are kept, all series of a name together; nothing when it does not answer."""
     sums: defaultdict[str, float] = defaultdict(float)
@@ -122,7 +130,7 @@ def watch(folder: Path, pids: Mapping[str, int], urls: Sequence[str], ended: thr
         uses.writerow(PROCESS_COLUMNS)
         tells.writerow(METRIC_COLUMNS)
         for now in _every_second(ended):
-            for name, used in usages(pids).items():
+            for name, used in {**usages(pids), MACHINE: whole_machine()}.items():
                 row = (used.pid, f"{used.cpu_seconds:.2f}", used.memory_bytes, used.processes)
                 uses.writerow((f"{now:.3f}", name, *row))
             for url in urls:

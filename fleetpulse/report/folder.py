@@ -12,7 +12,7 @@ REQUESTS: Final = "requests.csv"
 """A row for each request to the proxy."""
 PROCESSES: Final = "processes.csv"
 """``unix_seconds, name, pid, cpu_seconds, memory_bytes, processes``: CPU time since the start, and memory, of a part
-and its children."""
+and its children. ``MACHINE`` is all that ran, whoever started it."""
 METRICS: Final = "metrics.csv"
 """``unix_seconds, name, value``: metrics of the services, all series of a name together."""
 STORED: Final = "stored.csv"
@@ -21,6 +21,7 @@ there."""
 LATENCIES: Final = "latencies.csv"
 """``stream, sent, seconds``: of each heartbeat or sample, when it was made, and how long until it was committed."""
 
+MACHINE: Final = "machine"
 PROCESS_COLUMNS: Final = ("unix_seconds", "name", "pid", "cpu_seconds", "memory_bytes", "processes")
 METRIC_COLUMNS: Final = ("unix_seconds", "name", "value")
 STORED_COLUMNS: Final = ("relation", "expected", "stored", "distinct")

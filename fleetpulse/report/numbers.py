@@ -4,6 +4,7 @@ from typing import Final
 
 import pandas as pd
 
+from fleetpulse.report.folder import MACHINE
 from fleetpulse.report.read import Run
 
 PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
@@ -82,8 +83,20 @@ def cpu(run: Run) -> pd.DataFrame:
     return pd.concat(parts) if parts else pd.DataFrame(columns=["name", "seconds", "cores"])
 
 
+def others_cores(run: Run) -> float | None:
+    """Cores that programs took which are no part of the run; None when that is not known."""
+    used = _while_it_lasted(run)["cpu_mean_cores"].dropna()
+    if MACHINE not in used.index:
+        return None
+    return max(0.0, float(used[MACHINE]) - float(used.drop(MACHINE).sum()))
+
+
 def processes(run: Run) -> pd.DataFrame:
     """CPU in cores and memory in bytes while the run lasted, a row a process, the busiest first."""
+    return _while_it_lasted(run).drop(index=MACHINE, errors="ignore")
+
+
+def _while_it_lasted(run: Run) -> pd.DataFrame:
     within = run.processes[run.processes["seconds"].between(0, run.seconds + 1)]
     cores = cpu(run)
     cores = cores[cores["seconds"].between(0, run.seconds + 1)]

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from fleetpulse.report import load_picture, numbers, style
+from fleetpulse.report.folder import MACHINE
 from fleetpulse.report.read import Run
 
 _QUANTILES = {"median": 0.5, "99th percentile": 0.99, "largest": 1.0}
@@ -41,12 +42,13 @@ def _latency(run: Run) -> Path:
     path = run.folder / "latency.png"
     until = run.about["latency_until"]
     streams = [str(stream) for stream in run.latencies["stream"].unique()]
-    with style.picture(path, f"{title(run)}: from sending until {until}", [2.6] * len(streams) + [2.8]) as axes:
+    with style.picture(path, title(run), [2.6] * len(streams) + [2.8]) as axes:
         for axis, stream in zip(axes, streams, strict=False):
             _over_time(axis, run.latencies[run.latencies["stream"] == stream])
-            axis.set_title(f"{stream}, by second of sending")
+            axis.set_title(f"{stream.capitalize()}, from sending until {until}, by second of sending")
             axis.set_xlabel("seconds since the beginning")
         _distribution(axes[-1], run.latencies, streams)
+        axes[-1].set_title(f"Percentiles of all, from sending until {until}")
     return path
 
 
@@ -73,7 +75,6 @@ def _distribution(axis: Axes, latencies: pd.DataFrame, streams: list[str]) -> No
     style.milliseconds(axis)
     axis.set_xlabel("share of messages that took at most that long")
     axis.set_ylabel("latency")
-    axis.set_title("Percentiles")
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
@@ -113,6 +114,8 @@ def _processes(run: Run) -> Path:
             kept = run.processes[run.processes["name"] == name]
             axes[1].plot(kept["seconds"], kept["memory_bytes"] / 2**20, color=style.colour(name), label=name)
         limit = run.about["machine"]["cores"]
+        everything = cores[cores["name"] == MACHINE]
+        axes[0].plot(everything["seconds"], everything["cores"], ":", color="#222222", label="whole machine")
         axes[0].set(title=f"CPU, of {limit} cores", ylabel="cores", xlabel="seconds since the beginning")
         axes[1].set(title="Memory, shared pages in part", ylabel="MiB", xlabel="seconds since the beginning")
         for axis in axes:

@@ -57,9 +57,11 @@ def thousands(axis: Axes) -> None:
 
 
 def logarithmic(axis: Axes) -> None:
-    """A logarithmic y axis with marks at 1, 2 and 5."""
+    """A logarithmic y axis with enough marks for what is drawn already."""
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    lowest, highest = axis.get_ylim()
+    marks = (1.0, 2.0, 5.0) if highest > 20 * lowest else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    axis.yaxis.set_major_locator(LogLocator(subs=marks))
     axis.yaxis.set_minor_locator(NullLocator())
     thousands(axis)
 

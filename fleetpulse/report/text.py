@@ -11,6 +11,8 @@ from fleetpulse.report.read import Run
 
 Write = Callable[[float], str]
 
+# More than this taken by others is said: the numbers are not the stack's alone.
+_FOREIGN_CORES: Final = 0.2
 _PARTS: Final = ("collector", "postgres", "broker")
 
 
@@ -47,7 +49,7 @@ def _agents(runs: Sequence[Run]) -> str:
     for run in runs:
         assert run.simulation is not None
         beats, stored, used = numbers.latencies(run), numbers.rows(run), numbers.processes(run)["cpu_mean_cores"]
-        behind = numbers.lag(run)["lag_messages"]
+        behind, others = numbers.lag(run)["lag_messages"], numbers.others_cores(run)
         rows[run.agents] = {
             "messages / s": f"{numbers.messages(run)['acked_per_second'].sum():,.1f}",
             "rows / s": f"{stored['rows_per_second'].sum():,.1f}",
@@ -56,6 +58,7 @@ def _agents(runs: Sequence[Run]) -> str:
             "rows lost": f"{stored['lost'].sum():,.0f}",
             "rows doubled": f"{stored['doubled'].sum():,.0f}",
             **{f"{part} cores": _two_decimals(float(used[part])) for part in _PARTS if part in used.index},
+            "others cores": "" if others is None else _two_decimals(others),
             "behind schedule, s": f"{run.simulation['behind_seconds']:.1f}",
         }
     return _table(pd.DataFrame.from_dict(rows, orient="index"), "agents", {}) if rows else ""
@@ -86,6 +89,11 @@ def _verdict(run: Run) -> str:
         wrong = sum(outcomes.values()) - outcomes.get("completed", 0)
         told.append(
             f"{wrong} of {sum(outcomes.values())} requests did not complete." if wrong else "All requests completed."
+        )
+    others = numbers.others_cores(run)
+    if others is not None and others > _FOREIGN_CORES:
+        told.append(
+            f"Other programs took {others:.1f} of the machine's {run.about['machine']['cores']} cores meanwhile."
         )
     return " ".join(told)
 

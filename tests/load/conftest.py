@@ -102,7 +102,8 @@ def recorded(tmp_path: Path) -> Callable[..., Path]:
             (BEGAN + second, "collector", 1 if second < 50 else 2, 100 * (second < 50) + second / 4, 2**20 * second, 1)
             for second in range(100)
         ]
-        write(folder / files.PROCESSES, files.PROCESS_COLUMNS, used)
+        everything = [(BEGAN + second, files.MACHINE, 0, 1.75 * second, 2**33, 100) for second in range(100)]
+        write(folder / files.PROCESSES, files.PROCESS_COLUMNS, used + everything)
         return folder
 
     return make

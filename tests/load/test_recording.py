@@ -98,7 +98,7 @@ async def test_messages_wait_for_a_broker_that_is_away_and_none_is_given_up(tmp_
         producer, counts = StreamProducer(settings, "test"), Counts()
         await producer.start()
         try:
-            delivery = SimulatedDelivery(producer, grace_seconds=60)
+            delivery = SimulatedDelivery(producer, patience_seconds=20)
             async with delivery.delivering():
                 await delivery.send(HEARTBEATS.name, b"before", b"key", counts)
                 await until(lambda: counts.acked == 1)

@@ -67,6 +67,13 @@ def test_cpu_time_of_a_process_that_was_started_again_is_not_negative(recorded: 
     assert used["memory_max_bytes"] == 99 * 2**20
 
 
+def test_what_other_programs_took_is_said(recorded: Callable[..., Path]) -> None:
+    folder = recorded()
+    assert list(numbers.processes(read(folder)).index) == ["collector"]
+    report(folder)
+    assert "Other programs took 1.5 of the machine's 2 cores meanwhile." in (folder / "report.md").read_text()
+
+
 def test_several_runs_are_laid_beside_each_other(recorded: Callable[..., Path]) -> None:
     top = recorded("ten").parent
     recorded("hundred", agents=100, lost=5)
