@@ -20,6 +20,7 @@ from agent import gpu_sources, http, loops
 from agent.engines.registry import ADAPTERS
 from agent.engines.watch import EngineWatch
 from agent.exporter import Exporter
+from agent.footprint import keep_heap_small
 from agent.heartbeats import HeartbeatMaker
 from agent.identity import WorkerIdentity, identify
 from agent.lanes import open_lanes
@@ -44,6 +45,7 @@ async def run(settings: AgentSettings, stream: StreamSettings, stop: asyncio.Eve
 
     Raises SettingsError for settings that cannot be used, and OSError when the port is taken.
     """
+    keep_heap_small()
     identity = identify(settings)
     registry = CollectorRegistry()
     signals = Signals(registry)
