@@ -26,6 +26,7 @@ def recording(folder: Path, name: str, state: Mapping[str, Any], tell: Callable[
     what the database has. The block writes ``simulate.json`` or ``load.json`` into ``folder``.
 
     ``state`` needs ``pids``, ``database_url`` and ``collector_url``; ``proxy_url`` is looked at where there is one.
+    Raises ConnectionError when the database does not answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in (RUN, SIMULATION, LOAD):
@@ -40,6 +41,8 @@ def recording(folder: Path, name: str, state: Mapping[str, Any], tell: Callable[
         yield
         ended = time.time()
         found = _look(folder, state["database_url"], tell)
+    except psycopg.Error as error:
+        raise ConnectionError(f"the run is not recorded, as its database does not answer: {error}") from error
     finally:
         watcher.stop()
     run = {

@@ -89,6 +89,14 @@ def test_a_planted_loss_and_a_planted_double_are_found(
     ]
 
 
+def test_a_run_whose_database_is_away_is_told_and_is_no_recording(tmp_path: Path) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    state = {"pids": {}, "database_url": f"postgresql://{nowhere}/none", "collector_url": f"http://{nowhere}"}
+    with pytest.raises(ConnectionError, match="database does not answer"), recording(tmp_path, "test", state, quiet):
+        pass
+    assert not (tmp_path / files.RUN).exists()
+
+
 async def test_messages_wait_for_a_broker_that_is_away_and_none_is_given_up(tmp_path: Path) -> None:
     broker = EmbeddedBroker(tmp_path / "broker", free_port())
     await asyncio.to_thread(broker.start)
