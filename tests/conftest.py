@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -54,6 +55,24 @@ def _missing_chromium() -> str | None:
     return _missing_program("chromium", "chromium")
 
 
+def _missing_compose() -> str | None:
+    if shutil.which("docker-compose"):
+        return None
+    has_plugin = (
+        shutil.which("docker")
+        and not subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
+    )
+    return None if has_plugin else "there is neither docker-compose nor docker compose"
+
+
+def _missing_helm() -> str | None:
+    return None if shutil.which("helm") else "helm is not on the PATH"
+
+
+def _missing_systemd() -> str | None:
+    return _missing_program("systemd-analyze", "systemd")
+
+
 def _missing_program(program: str, package: str) -> str | None:
     return None if shutil.which(program) else f"{program} is not installed: install Debian's {package} package"
 
@@ -64,6 +83,9 @@ LANES: dict[str, Callable[[], str | None]] = {
     "promtool": _missing_promtool,
     "prometheus": _missing_prometheus,
     "chromium": _missing_chromium,
+    "compose": _missing_compose,
+    "helm": _missing_helm,
+    "systemd": _missing_systemd,
 }
 
 
@@ -98,6 +120,17 @@ def _cannot_run(lane: str, reason: str) -> None:
     if lane in REQUIRED:
         pytest.fail(f"the lane {lane} is required and cannot run: {reason}", pytrace=False)
     pytest.skip(f"the lane {lane} cannot run: {reason}")
+
+
+@pytest.fixture(scope="session")
+def enter_lane() -> Callable[[str], None]:
+    """Call with a lane for what part of a test needs: skips, or fails where it is required, if it cannot run."""
+
+    def enter(lane: str) -> None:
+        if reason := missing(lane):
+            _cannot_run(lane, reason)
+
+    return enter
 
 
 @pytest.fixture(scope="session")
