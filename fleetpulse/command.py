@@ -257,14 +257,15 @@ def _report(asked: argparse.Namespace) -> int:
 
 
 def _asking(name: str) -> Callable[[argparse.Namespace], int]:
-    """A command that asks control."""
+    """A command that asks control or the proxy."""
 
     def run(asked: argparse.Namespace) -> int:
-        from fleetpulse.client import commands
+        from fleetpulse.client.commands import COMMANDS
+        from fleetpulse.client.errors import AskError
 
         try:
-            return commands.COMMANDS[name](asked)
-        except commands.AskError as error:
+            return COMMANDS[name](asked)
+        except AskError as error:
             raise CommandError(str(error)) from error
 
     return run

@@ -1,4 +1,4 @@
-"""What ``fleetpulse instances``, ``deploy``, ``terminate`` and ``why`` do."""
+"""What the commands that ask control do; ``chat``, which asks the proxy, is in a file of its own."""
 
 import argparse
 import asyncio
@@ -12,8 +12,9 @@ from urllib.parse import quote
 
 import aiohttp
 
-from fleetpulse.client import shown
+from fleetpulse.client import chat, shown
 from fleetpulse.client.control import ControlClient, RefusedError
+from fleetpulse.client.errors import AskError
 from fleetpulse.client.place import place
 from fleetpulse.settings import ClientSettings, LocalSettings, load
 from fleetpulse.stream.lifecycle import INSTANCE_STATES
@@ -22,10 +23,6 @@ LOOK_SECONDS: Final = 1.0
 SENDS: Final = 3
 # From these an instance does not become ready any more, not by itself.
 _FAILED: Final = frozenset({"startup_failed", "worker_dead", "draining", "terminating", "terminated", "archived"})
-
-
-class AskError(Exception):
-    """Control could not be asked, or refused; the message is one line for people."""
 
 
 def ask(work: Callable[[ControlClient], Awaitable[int]]) -> int:
@@ -137,11 +134,29 @@ def why(asked: argparse.Namespace) -> int:
     return ask(work)
 
 
+def usage(asked: argparse.Namespace) -> int:
+    """Tokens and money, or the ledger."""
+    query = [("window_s", str(asked.window))]
+
+    async def work(client: ControlClient) -> int:
+        if asked.ledger:
+            answer = await client.get("/usage/ledger", query)
+            _tell(asked, answer, shown.ledger(answer))
+        else:
+            answer = await client.get("/usage", [*query, ("group_by", asked.by)])
+            _tell(asked, answer, shown.usage(answer))
+        return 0
+
+    return ask(work)
+
+
 COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "instances": instances,
     "deploy": deploy,
     "terminate": terminate,
     "why": why,
+    "usage": usage,
+    "chat": chat.chat,
 }
 
 

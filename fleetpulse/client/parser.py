@@ -1,4 +1,4 @@
-"""The arguments of the commands that ask control."""
+"""The arguments of the commands that ask control or the proxy."""
 
 import argparse
 import json
@@ -45,7 +45,23 @@ def add_commands(command: Command, run: Callable[[str], Run]) -> None:
     why.add_argument("--at", type=_time, metavar="TIME", help="as of this time, e.g. 2026-11-21T07:25:00")
     for parser in (terminate, why):
         parser.add_argument("instance", metavar="INSTANCE", help="its id")
-    for parser in (listing, deploy, terminate, why):
+    usage = command("usage", run("usage"), _EXTRA, "Show what requests used, and what it cost")
+    usage.add_argument(
+        "--by",
+        choices=("model", "organization", "key", "instance"),
+        default="model",
+        help="a line each (default: model)",
+    )
+    usage.add_argument("--window", type=_length, default=86_400, metavar="LENGTH", help="until now, e.g. 30m, 24h, 7d")
+    usage.add_argument("--ledger", action="store_true", help="the proxy's tokens against the engines' counters instead")
+
+    chat = command("chat", run("chat"), _EXTRA, "Ask a model, through the proxy")
+    chat.add_argument("text", metavar="TEXT", help="what to ask")
+    chat.add_argument("--model", help="which model: UUID, Hugging Face id, alias or offering (default: the first)")
+    chat.add_argument("--url", help="the proxy, without /v1 (default: that of the running fleetpulse up)")
+    chat.add_argument("--key", help="key for it; better in FLEETPULSE_CHAT_API_KEY, as others may see arguments")
+
+    for parser in (listing, deploy, terminate, why, usage):
         parser.add_argument("--json", action="store_true", help="print the answer as JSON")
 
 
@@ -55,6 +71,14 @@ def _time(text: str) -> datetime:
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time like 2026-11-21T07:25:00") from error
+
+
+def _length(text: str) -> int:
+    """Seconds of a length of time."""
+    number, unit = text[:-1], {"s": 1, "m": 60, "h": 3_600, "d": 86_400}.get(text[-1:])
+    if unit is None or not (number.isascii() and number.isdigit()) or not 0 < int(number) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a length of time like 30m, 24h or 7d")
+    return int(number) * unit
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -57,6 +57,67 @@ def story(why: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def usage(answer: Mapping[str, Any]) -> str:
+    """A line for each of what it is by."""
+    if not answer["rows"]:
+        return "no requests"
+    by = answer["group_by"].upper()
+    headings = (by, "REQUESTS", "FAILED", "BROKEN", "CANCELLED", "INPUT", "OUTPUT", "COST", "MEAN TIME", "FIRST TOKEN")
+    rows = [
+        (
+            one["name"] or one["id"],
+            str(one["requests"]),
+            str(one["failed_requests"] + one["refused_requests"]),
+            str(one["broken_requests"]),
+            str(one["cancelled_requests"]),
+            _count(one["input_tokens"]),
+            _count(one["output_tokens"]),
+            _costs(one),
+            _seconds(one["mean_duration_seconds"]),
+            _seconds(one["mean_first_token_seconds"]),
+        )
+        for one in answer["rows"]
+    ]
+    return table([headings, *rows])
+
+
+def ledger(answer: Mapping[str, Any]) -> str:
+    """A line a worker and window."""
+    if not answer["rows"]:
+        return "no windows with tokens"
+    headings = ("WINDOW", "WORKER", "REQUESTS", "PROXY", "ENGINE", "GAP", "")
+    rows = []
+    for one in answer["rows"]:
+        sides = (
+            _sum(one["proxy_input_tokens"], one["proxy_output_tokens"]),
+            _sum(one["engine_input_tokens"], one["engine_output_tokens"]),
+            _sum(one["gap_input_tokens"], one["gap_output_tokens"]),
+        )
+        remark = one["reason"] or (f"{one['proxy_unknown_requests']} uncounted" * bool(one["proxy_unknown_requests"]))
+        rows.append(
+            (_time(one["window_start"]), one["worker_id"], str(one["proxy_requests"]), *map(_count, sides), remark)
+        )
+    return table([headings, *rows])
+
+
+def _sum(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first + second
+
+
+def _count(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:,.0f}"
+
+
+def _seconds(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.3f} s"
+
+
+def _costs(one: Mapping[str, Any]) -> str:
+    """An amount is shown to four places: single requests cost little."""
+    told = [f"{amount:.4f} {currency}" for currency, amount in sorted(one["costs"].items())]
+    return " + ".join(told) or _NOTHING
+
+
 def duration(seconds: float) -> str:
     """In the one unit that suits."""
     for limit, unit, name in ((_MINUTE * 2, 1.0, "s"), (_HOUR * 2, _MINUTE, "min"), (_DAY * 2, _HOUR, "h")):

@@ -94,18 +94,13 @@ _OTHERS: Final[dict[str, str]] = {
     "retention_floors": "relation floor",
     "database_profile": "name",
 }
+_REQUEST_KEYS: Final = "instance_id organization_id key_id model_id model"
 _REQUEST_SUMS: Final = (
     "total_requests successful_requests refused_requests failed_requests broken_requests cancelled_requests"
     " unknown_token_requests input_tokens output_tokens total_tokens cached_tokens duration_seconds_sum"
     " duration_seconds_min duration_seconds_max first_token_seconds_sum first_token_seconds_count"
     " first_token_seconds_min first_token_seconds_max busy_seconds cost currency unpriced_requests last_request_at"
 )
-_OTHERS |= {
-    f"{USAGE}{suffix}": f"bucket instance_id organization_id key_id model_id model {_REQUEST_SUMS}"
-    for suffix in ROLLUP_SUFFIXES
-} | {
-    f"instance_request_metrics{suffix}": f"bucket instance_id {_REQUEST_SUMS}" for suffix in ("", "_1h", "_1d")
-}
 _POSTGRES_ONLY: Final[dict[str, str]] = {
     "rollup_dirty": "relation bucket",
     "rollup_levels": "source target samples time_column width",
@@ -129,6 +124,9 @@ def group_columns(measure: Measure) -> tuple[str, ...]:
 def expected(profile: str) -> dict[str, tuple[str, ...]]:
     """Columns of each relation, in order."""
     found = {name: tuple(columns.split()) for name, columns in _OTHERS.items()}
+    for usage, requests in zip(ROLLUP_SUFFIXES, ("", "_1h", "_1d"), strict=True):
+        found[f"{USAGE}{usage}"] = ("bucket", *_REQUEST_KEYS.split(), *_REQUEST_SUMS.split())
+        found[f"instance_request_metrics{requests}"] = ("bucket", "instance_id", *_REQUEST_SUMS.split())
     if profile == "postgres":
         found |= {name: tuple(columns.split()) for name, columns in _POSTGRES_ONLY.items()}
     for table in TABLES:

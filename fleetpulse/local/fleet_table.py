@@ -26,12 +26,17 @@ def url_table(urls: Mapping[str, str], data_dir: str) -> Table:
 
 
 def lines_to_paste(proxy_url: str, inference_key: str, control_url: str, admin_key: str, model: str) -> str:
-    """A request to each of the two APIs, for a shell."""
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "hello"}}]}}'
+    """A request to each of the two APIs for a shell, and one to the proxy for Python with OpenAI's SDK."""
+    message = '{"role": "user", "content": "hello"}'
     return (
         f"curl {proxy_url}/v1/chat/completions -H 'Authorization: Bearer {inference_key}'"
-        f" -H 'Content-Type: application/json' -d '{body}'\n"
-        f"curl {control_url}/workers -H 'Authorization: Bearer {admin_key}'"
+        f' -H \'Content-Type: application/json\' -d \'{{"model": "{model}", "messages": [{message}]}}\'\n'
+        f"curl {control_url}/workers -H 'Authorization: Bearer {admin_key}'\n"
+        "in Python:\n"
+        "from openai import OpenAI\n"
+        f'client = OpenAI(base_url="{proxy_url}/v1", api_key="{inference_key}")\n'
+        f'answer = client.chat.completions.create(model="{model}", messages=[{message}])\n'
+        "print(answer.choices[0].message.content)"
     )
 
 

@@ -5,7 +5,7 @@ A setting is read from the environment: the group's prefix and the field's name 
 """
 
 from fleetpulse.settings.agent import AgentSettings
-from fleetpulse.settings.client import ClientSettings, LocalSettings
+from fleetpulse.settings.client import ChatSettings, ClientSettings, LocalSettings
 from fleetpulse.settings.collector import CollectorSettings
 from fleetpulse.settings.control import ControlSettings, JobSettings
 from fleetpulse.settings.fields import Port, PositiveSeconds
@@ -17,6 +17,7 @@ from fleetpulse.settings.shared import DatabaseSettings, ServiceSettings, Stream
 __all__ = [
     "GROUPS",
     "AgentSettings",
+    "ChatSettings",
     "ClientSettings",
     "CollectorSettings",
     "ControlSettings",

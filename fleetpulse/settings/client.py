@@ -18,6 +18,15 @@ class ClientSettings(BaseSettings):
     api_key: SecretStr | None = Field(None, description="Key for it; that of the running `fleetpulse up` when unset")
 
 
+class ChatSettings(BaseSettings):
+    """``fleetpulse chat``."""
+
+    model_config = SettingsConfigDict(env_prefix="FLEETPULSE_CHAT_", extra="ignore")
+
+    url: str | None = Field(None, description="The proxy, without /v1; that of the running `fleetpulse up` when unset")
+    api_key: SecretStr | None = Field(None, description="Key for it; that of the running `fleetpulse up` when unset")
+
+
 class LocalSettings(BaseSettings):
     """``fleetpulse up``."""
 

@@ -10,7 +10,7 @@ from pydantic import AliasChoices, ValidationError
 from pydantic_settings import BaseSettings
 
 from fleetpulse.settings.agent import AgentSettings
-from fleetpulse.settings.client import ClientSettings, LocalSettings
+from fleetpulse.settings.client import ChatSettings, ClientSettings, LocalSettings
 from fleetpulse.settings.collector import CollectorSettings
 from fleetpulse.settings.control import ControlSettings, JobSettings
 from fleetpulse.settings.providers import MockProviderSettings, ScalewaySettings, StaticSettings
@@ -26,6 +26,7 @@ GROUPS: Final[Sequence[type[BaseSettings]]] = (
     ControlSettings,
     ProxySettings,
     ClientSettings,
+    ChatSettings,
     JobSettings,
     MockProviderSettings,
     ScalewaySettings,
