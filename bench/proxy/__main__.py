@@ -19,6 +19,7 @@ from pathlib import Path
 
 import fleet
 import peers
+import psutil
 import uvloop
 from cells import requests_cell, streams_cell
 from figures import DIRECT, OURS, Figures, Requests, Streams, ratio
@@ -29,12 +30,12 @@ from fleetpulse.local.processes import Child, StartError
 
 QUICK = os.environ.get("QUICK") == "1"
 ROUNDS = 2 if QUICK else 5
-SECONDS = 1.0 if QUICK else 2.0
-PROBES = 30 if QUICK else 60
+SECONDS = 0.6 if QUICK else 2.0
+PROBES = 20 if QUICK else 60
 ENGINES = 2
 # Pauses between an engine's steps in milliseconds, by connections: more events a second with more streams, but never so
 # many that a gateway or the client falls behind. What comes late comes several at a time, and costs less.
-STEPS = {1: 5, 32: 20, 200: 50, 1_000: 100}
+STEPS = {1: 5, 32: 10, 200: 50, 1_000: 200}
 # LiteLLM would fall behind: it gets fewer events, and no more connections.
 SLOW, SLOW_STEPS = "litellm", {1: 20, 32: 100}
 # Where the figures that are one number are taken.
@@ -56,7 +57,8 @@ async def measure(folder: Path) -> tuple[Figures, list[str]]:
         async with fleet.proxy(folder, ports) as ours:
             key = f"Authorization: Bearer {ours.key}\r\n"
             targets.insert(0, Target(OURS, ours.port, ours.child.pid, key))
-            return await rounds(targets, Target(DIRECT, ports[0])), missing
+            figures, behind = await rounds(targets, Target(DIRECT, ports[0]))
+            return figures, missing + behind
 
 
 def start_peers(stack: ExitStack, folder: Path, ports: list[int]) -> tuple[list[Target], list[str]]:
@@ -73,9 +75,11 @@ def start_peers(stack: ExitStack, folder: Path, ports: list[int]) -> tuple[list[
     return targets, missing
 
 
-async def rounds(targets: list[Target], engine: Target) -> Figures:
+async def rounds(targets: list[Target], engine: Target) -> tuple[Figures, list[str]]:
+    """All cells, and a line for each that could not be measured."""
     streams: Streams = defaultdict(list)
     requests: Requests = defaultdict(list)
+    behind: list[str] = []
     everyone = [engine, *targets]
     for target in targets:
         await requests_cell(target, 32, 0.5)
@@ -87,13 +91,22 @@ async def rounds(targets: list[Target], engine: Target) -> Figures:
                 steps = SLOW_STEPS if target.name == SLOW else STEPS
                 if connections not in steps:
                     continue
-                step = steps[connections]
-                cell = (target.name, connections)
-                streams[cell].append(await streams_cell(target, engine, connections, step, SECONDS, PROBES))
-                if target is not engine:
-                    requests[cell].append(await requests_cell(target, connections, SECONDS))
+                try:
+                    await measure_cell(target, engine, connections, steps[connections], streams, requests)
+                except (TimeoutError, ConnectionError, psutil.NoSuchProcess) as error:
+                    # One that does not keep up, or has gone: nothing can be said about what an event costs it.
+                    behind.append(f"{target.name} at {connections} in round {number + 1}: {error!r}")
         print(f"round {number + 1} of {ROUNDS}", flush=True)
-    return Figures(streams, requests)
+    return Figures(streams, requests), behind
+
+
+async def measure_cell(
+    target: Target, engine: Target, connections: int, step: int, streams: Streams, requests: Requests
+) -> None:
+    cell = (target.name, connections)
+    streams[cell].append(await streams_cell(target, engine, connections, step, SECONDS, PROBES))
+    if target is not engine:
+        requests[cell].append(await requests_cell(target, connections, SECONDS))
 
 
 def result_of(figures: Figures, missing: list[str]) -> dict[str, object]:
@@ -145,16 +158,15 @@ def cell_figures(figures: Figures, name: str, connections: int) -> dict[str, flo
 
 
 def show(figures: Figures, result: dict[str, object]) -> None:
-    print(f"\n{'connections':>11} {'gateway':14} {'µs/frame':>9} {'µs/request':>11} {'req/s':>7} {'TTFT +ms':>9} {'p99 ms':>7} {'B/stream':>9}")
+    columns = ("µs/frame", "µs/request", "requests/s", "TTFT +ms", "p99 ms", "B/stream")
+    print(f"\n{'connections':>11} {'gateway':14}" + "".join(f"{column:>12}" for column in columns))
     for connections in figures.connections:
         for name in (OURS, *peers.PEERS):
             values = cell_figures(figures, name, connections)
             if values["frame_microseconds"] is not None:
-                frame, request, rate, added, p99, rss = (value or 0.0 for value in values.values())
-                print(
-                    f"{connections:11} {name:14} {frame:9.1f} {request:11.1f} {rate:7.0f} {added:9.3f} {p99:7.2f}"
-                    f" {rss:9.0f}"
-                )
+                places = (1, 1, 0, 3, 2, 0)
+                shown = (f"{value or 0.0:12.{count}f}" for value, count in zip(values.values(), places, strict=True))
+                print(f"{connections:11} {name:14}" + "".join(shown))
     print()
     for name, value in result.items():
         if name != "by_connections":
@@ -163,7 +175,9 @@ def show(figures: Figures, result: dict[str, object]) -> None:
 
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
     return f"{model}, {os.cpu_count()} cores, Linux {platform.release()}"
 
 

@@ -17,6 +17,7 @@ _EVENTS = 100_000
 _SETTLE_SECONDS = 0.3
 _PROBE_PAUSE_SECONDS = 0.01
 _GONE_SECONDS = 20.0
+_START_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ async def requests_cell(target: Target, connections: int, seconds: float) -> Req
     try:
         for caller in callers:
             caller.start(request)
-        await asyncio.gather(*(caller.first for caller in callers))
+        async with asyncio.timeout(_START_SECONDS):
+            await asyncio.gather(*(caller.first for caller in callers))
         await asyncio.sleep(_SETTLE_SECONDS)
         answers, cpu, started = sum(each.answers for each in callers), _cpu(target), time.perf_counter()
         await asyncio.sleep(seconds)
@@ -73,13 +75,12 @@ async def requests_cell(target: Target, connections: int, seconds: float) -> Req
 
 
 @asynccontextmanager
-async def _running(
-    target: Target, engine: Target, connections: int, step_milliseconds: int
-) -> AsyncIterator[Streams]:
+async def _running(target: Target, engine: Target, connections: int, step_milliseconds: int) -> AsyncIterator[Streams]:
     """Streams that the gateway lets go of at the end, when their clients have gone."""
     streams = Streams(target)
     try:
-        await streams.open(connections, _EVENTS, step_milliseconds)
+        async with asyncio.timeout(_START_SECONDS):
+            await streams.open(connections, _EVENTS, step_milliseconds)
         yield streams
     finally:
         streams.close()
@@ -100,9 +101,10 @@ async def _first_tokens(target: Target, probes: int) -> list[float]:
     times = []
     try:
         # The first finds no kept connection to the engine.
-        for _ in range(probes + 1):
-            times.append(await prober.ask(request))
-            await asyncio.sleep(_PROBE_PAUSE_SECONDS)
+        async with asyncio.timeout(_START_SECONDS):
+            for _ in range(probes + 1):
+                times.append(await prober.ask(request))
+                await asyncio.sleep(_PROBE_PAUSE_SECONDS)
     finally:
         prober.transport.abort()
     return times[1:]

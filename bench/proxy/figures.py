@@ -64,7 +64,7 @@ class Figures:
         for what, cells in (("event", self._streams), ("request", self._requests)):
             for (name, connections), rounds in cells.items():
                 values = [cell.microseconds for cell in rounds]
-                if name != DIRECT and max(values) - min(values) > NOISY_SPREAD * statistics.median(values):
+                if values and name != DIRECT and max(values) - min(values) > NOISY_SPREAD * statistics.median(values):
                     found.append(f"{what} CPU of {name} at {connections}: {min(values):.1f} to {max(values):.1f} µs")
         return found
 

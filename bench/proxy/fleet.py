@@ -108,7 +108,9 @@ async def _beat(stream: StreamSettings, engines: Sequence[int]) -> None:
         while True:
             sequence += 1
             for number in range(len(engines)):
-                await producer.send(HEARTBEATS.name, heartbeat.encode(_beating(number, sequence)), _name(number).encode())
+                await producer.send(
+                    HEARTBEATS.name, heartbeat.encode(_beating(number, sequence)), _name(number).encode()
+                )
             await asyncio.sleep(HEARTBEAT_SECONDS)
     finally:
         await producer.stop()

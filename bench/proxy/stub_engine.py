@@ -49,7 +49,11 @@ def _event(fields: bytes) -> bytes:
 
 def _delta(delta: bytes, reason: bytes = b"null") -> bytes:
     return _event(
-        b'"choices":[{"index":0,"delta":' + delta + b',"logprobs":null,"finish_reason":' + reason + b',"token_ids":null}]'
+        b'"choices":[{"index":0,"delta":'
+        + delta
+        + b',"logprobs":null,"finish_reason":'
+        + reason
+        + b',"token_ids":null}]'
     )
 
 
