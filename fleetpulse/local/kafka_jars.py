@@ -3,6 +3,7 @@
 The jars stay in Maven's own repository (``~/.m2``); what is kept is the class path.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -48,15 +49,18 @@ def missing_program() -> str | None:
 def class_path(cache_dir: Path) -> str:
     """Kafka's class path, resolved through Maven the first time. Raises StartError."""
     remembered = cache_dir / f"kafka-{KAFKA_VERSION}.classpath"
-    if remembered.exists():
-        found = remembered.read_text()
-        if all(Path(jar).exists() for jar in found.split(os.pathsep)):
-            return found
-    found = _resolve()
     cache_dir.mkdir(parents=True, exist_ok=True)
-    partial = cache_dir / f"{remembered.name}.{os.getpid()}"
-    partial.write_text(found)
-    partial.replace(remembered)
+    # One process fetches, others wait for it: Maven's repository takes no two writers.
+    with (cache_dir / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if remembered.exists():
+            found = remembered.read_text()
+            if all(Path(jar).exists() for jar in found.split(os.pathsep)):
+                return found
+        found = _resolve()
+        partial = cache_dir / f"{remembered.name}.{os.getpid()}"
+        partial.write_text(found)
+        partial.replace(remembered)
     return found
 
 
