@@ -1,10 +1,13 @@
 """``/usage`` and ``/usage/ledger`` on a real database."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
+
+from fleetpulse.command import main
 
 NOW = datetime.now(UTC)
 MINUTE = (NOW - timedelta(minutes=30)).replace(second=0, microsecond=0)
@@ -139,3 +142,30 @@ async def test_the_ledger_shows_windows_newest_first(api, books, sql):
         "engine_incomplete"
     ]
     assert len((await api.get("/usage/ledger", instance_id="i-1"))["rows"]) == 1
+
+
+async def test_the_command_shows_usage_and_the_ledger_as_tables(api, books, sql, monkeypatch, capsys):
+    monkeypatch.setenv("FLEETPULSE_CONTROL_URL", api.url)
+    monkeypatch.setenv("FLEETPULSE_CONTROL_API_KEY", api.admin["Authorization"].removeprefix("Bearer "))
+
+    async def typed(*arguments: str) -> list[list[str]]:
+        assert await asyncio.to_thread(main, ("usage", *arguments)) == 0
+        return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+    assert await typed() == [["no", "requests"]]
+    assert await typed("--ledger") == [["no", "windows", "with", "tokens"]]
+    await books(MINUTE)
+    heading, row = await typed("--window", "2h")
+    assert heading[:3] == ["MODEL", "REQUESTS", "FAILED"]
+    assert row == ["acme/model", "2", "0", "1", "0", "10", "30", "0.2500", "EUR", "2.000", "s", "0.500", "s"]
+    assert (await typed("--by", "instance"))[1][0] == "i-1"
+    await sql.execute(
+        "INSERT INTO finops.token_ledger"
+        " VALUES (%s, 300, 'i', 'w', 'unknown', 'engine_incomplete', 1, 0, 5, 1000, NULL, NULL, 0, NULL, NULL, NULL,"
+        " now())",
+        (MINUTE,),
+    )
+    assert (await typed("--ledger"))[1][2:] == ["w", "1", "1,005", "-", "-", "engine_incomplete"]
+    with pytest.raises(SystemExit):
+        main(("usage", "--window", "1y"))
+    assert "is not a length of time" in capsys.readouterr().err
