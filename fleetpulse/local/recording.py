@@ -8,16 +8,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 import psycopg
 
 from fleetpulse import __version__
-from fleetpulse.local.processes import Child
+from fleetpulse.local.processes import Child, StartError
 from fleetpulse.local.progress import say
 from fleetpulse.local.stored import wait_until_stored, write_latencies, write_stored
-from fleetpulse.report.folder import LATENCIES, LOAD, RUN, SIMULATION, STORED
+from fleetpulse.local.watch import told
+from fleetpulse.report.folder import LAG, LATENCIES, LOAD, PROCESSES, RUN, SIMULATION, STORED
+
+_WATCH_START_SECONDS: Final = 60.0
 
 
 @contextlib.contextmanager
@@ -26,10 +29,10 @@ def recording(folder: Path, name: str, state: Mapping[str, Any], tell: Callable[
     what the database has. The block writes ``simulate.json`` or ``load.json`` into ``folder``.
 
     ``state`` needs ``pids``, ``database_url`` and ``collector_url``; ``proxy_url`` is looked at where there is one.
-    Raises ConnectionError when the database does not answer.
+    Raises OSError when the database does not answer, or the processes cannot be watched.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (RUN, SIMULATION, LOAD):
+    for old in (RUN, SIMULATION, LOAD, PROCESSES):
         (folder / old).unlink(missing_ok=True)
     urls = [state[key] for key in ("collector_url", "proxy_url") if state.get(key)]
     plan = {"pids": {**state["pids"], name: os.getpid()}, "urls": urls}
@@ -38,9 +41,12 @@ def recording(folder: Path, name: str, state: Mapping[str, Any], tell: Callable[
     began, load_average = time.time(), os.getloadavg()[0]
     watcher.start()
     try:
+        watcher.wait_until(lambda: _has_content(folder / PROCESSES), _WATCH_START_SECONDS)
         yield
         ended = time.time()
-        found = _look(folder, state["database_url"], tell)
+        found = _look(folder, state["database_url"], state["collector_url"], tell)
+    except StartError as error:
+        raise ChildProcessError(f"the run is not recorded: {error}") from error
     except psycopg.Error as error:
         raise ConnectionError(f"the run is not recorded, as its database does not answer: {error}") from error
     finally:
@@ -56,7 +62,11 @@ def recording(folder: Path, name: str, state: Mapping[str, Any], tell: Callable[
     (folder / RUN).write_text(json.dumps(run, indent=2) + "\n")
 
 
-def _look(folder: Path, url: str, tell: Callable[[str], None]) -> dict[str, Any]:
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _look(folder: Path, url: str, collector_url: str, tell: Callable[[str], None]) -> dict[str, Any]:
     """What became of what was sent, and what it was sent to."""
     with psycopg.connect(url, autocommit=True) as connection:
         row = connection.execute("SHOW server_version").fetchone()
@@ -64,9 +74,14 @@ def _look(folder: Path, url: str, tell: Callable[[str], None]) -> dict[str, Any]
     found: dict[str, Any] = {"postgres": row[0]}
     if (folder / SIMULATION).exists():
         simulation = json.loads((folder / SIMULATION).read_text())
+
+        def unread() -> float | None:
+            return told(collector_url).get(LAG)
+
         began = time.monotonic()
-        write_stored(folder / STORED, wait_until_stored(url, simulation, tell))
+        write_stored(folder / STORED, wait_until_stored(url, simulation, unread, tell))
         found["stored_after_seconds"] = time.monotonic() - began
+        found["unread_messages"] = unread()
         found["latency_until"] = write_latencies(url, simulation, folder / LATENCIES)
     return found
 

@@ -14,7 +14,7 @@ from fleetpulse.stream.producer import StreamProducer
 _IN_FLIGHT_MOST: Final = 20_000
 # Messages kept while the broker is away, all agents together, in memory; beyond, the oldest are given up.
 _SPOOLED_MOST: Final = 200_000
-_TOGETHER: Final = 500
+_TOGETHER: Final = 2_000
 _AGAIN_SECONDS: Final = 0.2
 # The spool is emptied at the end of a run for this long at most.
 _END_SECONDS: Final = 60.0

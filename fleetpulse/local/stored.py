@@ -14,8 +14,10 @@ from fleetpulse.local.simulated_fleet import PREFIX
 from fleetpulse.report.folder import LATENCY_COLUMNS, STORED_COLUMNS
 
 _LOOK_SECONDS: Final = 0.5
-# Nothing more is expected when nothing has come for this long. A collector waits at most 15 s for a stalled client.
+# Nothing more is expected when nothing has come for this long, and the collector has nothing left to read. It waits at
+# most 15 s for a stalled client.
 _QUIET_SECONDS: Final = 20.0
+_LONGEST_SECONDS: Final = 300.0
 # What makes a row of a relation one of a kind, and the stream that it comes from.
 _RELATIONS: Final = {
     "heartbeats": ("heartbeats", ("worker_key", "sequence")),
@@ -36,13 +38,19 @@ class Stored:
     distinct: int
 
 
-def wait_until_stored(url: str, simulation: Mapping[str, Any], tell: Callable[[str], None]) -> list[Stored]:
-    """Look until every row is there, or no more come."""
+def wait_until_stored(
+    url: str, simulation: Mapping[str, Any], unread: Callable[[], float | None], tell: Callable[[str], None]
+) -> list[Stored]:
+    """Look until every row is there, or no more come. ``unread`` tells how many messages the collector has not read
+    yet, None when it does not say."""
+    began = time.monotonic()
     with psycopg.connect(url, autocommit=True) as connection:
-        before, changed_at = count(connection, simulation), time.monotonic()
+        before, changed_at = count(connection, simulation), began
         if not _is_complete(before):
             tell("waiting until the collector has stored what was sent")
-        while not _is_complete(before) and time.monotonic() - changed_at < _QUIET_SECONDS:
+        while not _is_complete(before) and time.monotonic() - began < _LONGEST_SECONDS:
+            if time.monotonic() - changed_at > _QUIET_SECONDS and not unread():
+                break
             time.sleep(_LOOK_SECONDS)
             now = count(connection, simulation)
             if now != before:

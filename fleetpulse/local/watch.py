@@ -21,15 +21,15 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from fleetpulse.report.folder import MACHINE, METRIC_COLUMNS, METRICS, PROCESS_COLUMNS, PROCESSES
+from fleetpulse.report.folder import COMMITTED, LAG, MACHINE, METRIC_COLUMNS, METRICS, PROCESS_COLUMNS, PROCESSES
 
 INTERVAL_SECONDS: Final = 1.0
 _TIMEOUT_SECONDS: Final = 2.0
 # What the report shows of /metrics.
 _KEPT: Final = frozenset(
     {
-        "fleetpulse_collector_lag_messages",
-        "fleetpulse_collector_messages_total",
+        LAG,
+        COMMITTED,
         "fleetpulse_collector_rows_total",
         "fleetpulse_collector_write_failures_total",
         "fleetpulse_collector_dead_letters_total",
@@ -43,6 +43,7 @@ _KEPT: Final = frozenset(
 class Usage:
     """What a part used: CPU time since its start, and memory now, shared pages counted in part."""
 
+    unix_seconds: float
     pid: int
     cpu_seconds: float
     memory_bytes: int
@@ -75,7 +76,7 @@ def _descendants(
 
 
 def _usage(family: Sequence[psutil.Process]) -> Usage:
-    cpu_seconds, memory_bytes, processes = 0.0, 0, 0
+    now, cpu_seconds, memory_bytes, processes = time.time(), 0.0, 0, 0
     for process in family:
         # One that ends meanwhile is in the times of its parent, the next time.
         with contextlib.suppress(psutil.NoSuchProcess), process.oneshot():
@@ -85,15 +86,15 @@ def _usage(family: Sequence[psutil.Process]) -> Usage:
             cpu_seconds += times.children_user + times.children_system
             memory_bytes += getattr(memory, "pss", memory.rss)
             processes += 1
-    return Usage(family[0].pid, cpu_seconds, memory_bytes, processes)
+    return Usage(now, family[0].pid, cpu_seconds, memory_bytes, processes)
 
 
 def whole_machine() -> Usage:
     """What everything on the machine uses, ours or not."""
-    times, memory = psutil.cpu_times(), psutil.virtual_memory()
+    now, times, memory = time.time(), psutil.cpu_times(), psutil.virtual_memory()
     # Guests' time is in the user's already; what other machines on the same hardware took (steal) is nobody's here.
     busy_seconds = times.user + times.nice + times.system + times.irq + times.softirq
-    return Usage(0, busy_seconds, memory.total - memory.available, len(psutil.pids()))
+    return Usage(now, 0, busy_seconds, memory.total - memory.available, len(psutil.pids()))
 
 
 def told(url: str) -> dict[str, float]:
@@ -115,10 +116,10 @@ def told(url: str) -> dict[str, float]:
     return dict(sums)
 
 
-def _every_second(ended: threading.Event) -> Iterator[float]:
+def _every_second(ended: threading.Event) -> Iterator[None]:
     due = time.monotonic()
     while not ended.is_set():
-        yield time.time()
+        yield
         due = max(due + INTERVAL_SECONDS, time.monotonic())
         ended.wait(due - time.monotonic())
 
@@ -129,10 +130,10 @@ def watch(folder: Path, pids: Mapping[str, int], urls: Sequence[str], ended: thr
         uses, tells = csv.writer(processes, lineterminator="\n"), csv.writer(metrics, lineterminator="\n")
         uses.writerow(PROCESS_COLUMNS)
         tells.writerow(METRIC_COLUMNS)
-        for now in _every_second(ended):
+        for _ in _every_second(ended):
             for name, used in {**usages(pids), MACHINE: whole_machine()}.items():
                 row = (used.pid, f"{used.cpu_seconds:.2f}", used.memory_bytes, used.processes)
-                uses.writerow((f"{now:.3f}", name, *row))
+                uses.writerow((f"{used.unix_seconds:.3f}", name, *row))
             for url in urls:
                 for metric, value in told(url).items():
                     tells.writerow((f"{time.time():.3f}", metric, f"{value:g}"))

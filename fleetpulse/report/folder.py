@@ -26,3 +26,6 @@ PROCESS_COLUMNS: Final = ("unix_seconds", "name", "pid", "cpu_seconds", "memory_
 METRIC_COLUMNS: Final = ("unix_seconds", "name", "value")
 STORED_COLUMNS: Final = ("relation", "expected", "stored", "distinct")
 LATENCY_COLUMNS: Final = ("stream", "sent", "seconds")
+
+LAG: Final = "fleetpulse_collector_lag_messages"
+COMMITTED: Final = "fleetpulse_collector_messages_total"

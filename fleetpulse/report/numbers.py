@@ -4,11 +4,10 @@ from typing import Final
 
 import pandas as pd
 
-from fleetpulse.report.folder import MACHINE
+from fleetpulse.report.folder import COMMITTED, LAG, MACHINE
 from fleetpulse.report.read import Run
 
 PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
-_LAG: Final = "fleetpulse_collector_lag_messages"
 
 
 def latencies(run: Run) -> pd.DataFrame:
@@ -48,12 +47,16 @@ def rows(run: Run) -> pd.DataFrame:
 
 
 def faults(run: Run) -> list[str]:
-    """A sentence for each relation that has lost or doubled rows."""
+    """A sentence for each relation that has lost or doubled rows, after one on what is only not stored yet."""
     told = []
+    unread = run.about.get("unread_messages")
+    if unread:
+        told.append(f"The collector had {unread:,.0f} messages left to read when the recording ended.")
     for relation, row in rows(run).iterrows():
         if row["lost"]:
             share = row["lost"] / row["expected"]
-            told.append(f"{row['lost']:.0f} of {row['expected']:.0f} rows of {relation} are lost ({share:.2%}).")
+            are = "not stored yet" if unread else "lost"
+            told.append(f"{row['lost']:.0f} of {row['expected']:.0f} rows of {relation} are {are} ({share:.2%}).")
         if row["doubled"]:
             told.append(f"{row['doubled']:.0f} rows of {relation} are there more than once.")
     return told
@@ -61,13 +64,13 @@ def faults(run: Run) -> list[str]:
 
 def lag(run: Run) -> pd.DataFrame:
     """Messages sent and not read, as the collector told them, over time."""
-    found = run.metrics[run.metrics["name"] == _LAG]
+    found = run.metrics[run.metrics["name"] == LAG]
     return found[["seconds", "value"]].rename(columns={"value": "lag_messages"})
 
 
 def committed_per_second(run: Run) -> pd.DataFrame:
     """Messages committed a second, over time."""
-    found = run.metrics[run.metrics["name"] == "fleetpulse_collector_messages_total"]
+    found = run.metrics[run.metrics["name"] == COMMITTED]
     steps = found["value"].diff() / found["seconds"].diff()
     return pd.DataFrame({"seconds": found["seconds"], "messages_per_second": steps}).dropna()
 

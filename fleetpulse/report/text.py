@@ -113,17 +113,17 @@ def _outcomes(run: Run) -> str:
     told = ", ".join(f"{count:,} {outcome}" for outcome, count in numbers.outcomes(run).items())
     assert run.load is not None
     kind = "requests a second (open model)" if run.load["model"] == "open" else "clients (closed model)"
-    return f"{told}. Targets are {kind}; times are from when a request was due."
+    return f"{told or 'No requests'}. Targets are {kind}; times are from when a request was due."
 
 
 def _processes(run: Run) -> str:
     table = numbers.processes(run)
     shown = pd.DataFrame(
         {
-            "CPU cores, mean": table["cpu_mean_cores"].map(_two_decimals),
-            "CPU cores, most": table["cpu_max_cores"].map(_two_decimals),
-            "memory MiB, mean": (table["memory_mean_bytes"] / 2**20).map(_whole),
-            "memory MiB, most": (table["memory_max_bytes"] / 2**20).map(_whole),
+            "CPU cores, mean": table["cpu_mean_cores"].map(_two_decimals, na_action="ignore"),
+            "CPU cores, most": table["cpu_max_cores"].map(_two_decimals, na_action="ignore"),
+            "memory MiB, mean": (table["memory_mean_bytes"] / 2**20).map(_whole, na_action="ignore"),
+            "memory MiB, most": (table["memory_max_bytes"] / 2**20).map(_whole, na_action="ignore"),
         }
     )
     return _table(shown, "process", {})

@@ -64,7 +64,7 @@ def _with_collector(folder: Path, postgres: EmbeddedPostgres, broker: EmbeddedBr
 def recorded(tmp_path: Path) -> Callable[..., Path]:
     """Makes a run's folder: 1,000 heartbeats that took 1 to 1,000 ms, of 10 agents over 100 s."""
 
-    def make(name: str = "run", *, lost: int = 0, doubled: int = 0, agents: int = 10) -> Path:
+    def make(name: str = "run", *, lost: int = 0, doubled: int = 0, agents: int = 10, unread: int = 0) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         counts = {"sent": 1_000, "acked": 1_000, "failed": 0, "spooled": 0, "bytes_sent": 1}
@@ -86,6 +86,7 @@ def recorded(tmp_path: Path) -> Callable[..., Path]:
             "machine": {"cores": 2, "memory_bytes": 2**34, "system": "Linux", "python": "3.11", "fleetpulse": "1"},
             "postgres": "18",
             "latency_until": "committed",
+            "unread_messages": unread,
         }
         (folder / files.RUN).write_text(json.dumps(about))
         (folder / files.SIMULATION).write_text(json.dumps(simulation))

@@ -11,7 +11,7 @@ import pytest
 
 from fleetpulse.command import main
 from fleetpulse.report import folder as files
-from fleetpulse.report import numbers
+from fleetpulse.report import numbers, text
 from fleetpulse.report.main import ReportError, report
 from fleetpulse.report.read import read
 
@@ -43,16 +43,22 @@ def test_what_is_complete_is_said_to_be(recorded: Callable[..., Path]) -> None:
 
 
 def test_lost_and_doubled_rows_are_told_and_never_cancel_out(recorded: Callable[..., Path]) -> None:
-    folder = recorded(lost=20, doubled=20)
-    report(folder)
-    page = (folder / "report.md").read_text()
+    run = read(recorded(lost=20, doubled=20))
+    page = text.page(run, [])
     assert "20 of 2000 rows of gpu_samples are lost (1.00%)." in page
     assert "20 rows of gpu_samples are there more than once." in page
     assert "Nothing is lost" not in page
-    summary = pd.read_csv(folder / "summary.csv").set_index(["table", "subject", "measure"])["value"]
+    summary = numbers.long(run).set_index(["table", "subject", "measure"])["value"]
     assert summary["rows", "gpu_samples", "lost"] == 20
     assert summary["rows", "gpu_samples", "doubled"] == 20
     assert summary["rows", "heartbeats", "lost"] == 0
+
+
+def test_what_was_not_read_yet_is_not_called_lost(recorded: Callable[..., Path]) -> None:
+    assert numbers.faults(read(recorded(lost=20, unread=1_234))) == [
+        "The collector had 1,234 messages left to read when the recording ended.",
+        "20 of 2000 rows of gpu_samples are not stored yet (1.00%).",
+    ]
 
 
 def test_lag_and_throughput_are_the_collectors(recorded: Callable[..., Path]) -> None:
@@ -68,10 +74,9 @@ def test_cpu_time_of_a_process_that_was_started_again_is_not_negative(recorded: 
 
 
 def test_what_other_programs_took_is_said(recorded: Callable[..., Path]) -> None:
-    folder = recorded()
-    assert list(numbers.processes(read(folder)).index) == ["collector"]
-    report(folder)
-    assert "Other programs took 1.5 of the machine's 2 cores meanwhile." in (folder / "report.md").read_text()
+    run = read(recorded())
+    assert list(numbers.processes(run).index) == ["collector"]
+    assert "Other programs took 1.5 of the machine's 2 cores meanwhile." in text.page(run, [])
 
 
 def test_several_runs_are_laid_beside_each_other(recorded: Callable[..., Path]) -> None:
