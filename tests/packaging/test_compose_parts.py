@@ -51,7 +51,7 @@ def reader_url(postgres_server: EmbeddedPostgres, template_database: str, root: 
 
 def test_dashboards_read_measures_and_not_who_may_log_in(reader_url: str) -> None:
     with psycopg.connect(reader_url, autocommit=True) as connection:
-        for relation in ("gpu_samples", "gpu_fleet_1m", "instances", "data_quality"):
+        for relation in ("gpu_samples", "gpu_fleet_1m", "instances", "data_quality", "finops.inference_usage"):
             connection.execute(f"SELECT * FROM {relation} LIMIT 1".encode())
         for relation in ("users", "sessions", "api_keys", "idempotency_keys"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -64,8 +64,9 @@ def test_no_password_key_or_token_can_be_read_by_dashboards(reader_url: str) -> 
     with psycopg.connect(reader_url) as connection:
         found = connection.execute(
             """SELECT table_name, column_name FROM information_schema.columns
-            WHERE table_schema = 'public' AND column_name ~ 'password|secret|token_digest|key_digest|signature'
-                AND has_column_privilege(format('public.%I', table_name), column_name, 'SELECT')"""
+            WHERE table_schema IN ('public', 'finops')
+                AND column_name ~ 'password|secret|token_digest|key_digest|signature'
+                AND has_column_privilege(format('%I.%I', table_schema, table_name), column_name, 'SELECT')"""
         ).fetchall()
     assert found == []
 
