@@ -112,7 +112,7 @@ export class Chart {
     return {
       width: Math.max(120, this.frame.clientWidth),
       height,
-      padding: [8, 8, 0, 0],
+      padding: [8, 18, 0, 0],
       cursor: { drag: { x: false, y: false }, points: { size: 6 }, y: false, ...(sync ? { sync: { key: sync } } : {}) },
       legend: { show: legend && series.length > 0, live: true },
       scales: { x: { time: true, auto: false }, y: { range: (_, least, greatest) => scale(least, greatest, most) } },

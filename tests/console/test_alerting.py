@@ -1,0 +1,147 @@
+"""What counts as wrong, from what is known; and what Alertmanager is heard to say."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from control.api import alerting, alertmanager
+from control.database import UnavailableError
+from fleetpulse.http import serving
+from fleetpulse.local.ports import free_port
+from fleetpulse.settings import JobSettings
+from fleetpulse.stream.fleet_view import MassSilence, WorkerView
+from fleetpulse.stream.heartbeat import Engine, Heartbeat
+
+WORKER = WorkerView(
+    worker_id="w",
+    instance_id="w",
+    state="alive",
+    heartbeat=Heartbeat("w", "w", "boot", 1, 0, 1.0, "ready", "1.0"),
+    heartbeat_age_seconds=0.5,
+    stale_after_seconds=3.3,
+    stale_for_seconds=None,
+    recorded_age_seconds=None,
+    heartbeats=1,
+    heartbeats_missed=0,
+    sequence_gaps=0,
+    restarts=0,
+    duplicates=0,
+    clock_skew_seconds=0.0,
+    engine_stalled_seconds=None,
+)
+
+
+def with_engine(**fields: Any) -> WorkerView:
+    engine = Engine(**({"state": "ready"} | fields))
+    return replace(WORKER, heartbeat=Heartbeat("w", "w", "boot", 1, 0, 1.0, "ready", "1.0", engine=engine))
+
+
+STALE = replace(WORKER, state="stale", heartbeat_age_seconds=12.0, stale_for_seconds=8.7)
+
+
+@pytest.mark.parametrize(
+    ("worker", "names"),
+    [
+        (WORKER, []),
+        (STALE, ["WorkerStale"]),
+        (replace(WORKER, state="never_seen", heartbeat=None, heartbeat_age_seconds=None), []),
+        (replace(WORKER, engine_stalled_seconds=29.9), []),
+        (replace(WORKER, engine_stalled_seconds=30.0), ["WorkerStalled"]),
+        (with_engine(state="unreachable"), ["EngineUnreachable"]),
+        (with_engine(state="absent"), []),
+        (with_engine(kv_cache_usage_ratio=0.98, requests_waiting=1), ["WorkerFull"]),
+        (with_engine(kv_cache_usage_ratio=0.97, requests_waiting=9), []),
+        (with_engine(kv_cache_usage_ratio=1.0, requests_waiting=0), []),
+        (with_engine(kv_cache_usage_ratio=None, requests_waiting=9), []),
+    ],
+)
+def test_a_worker_is_told_of_when_something_is_wrong_with_it(worker: WorkerView, names: list[str]) -> None:
+    assert [one.name for one in alerting.of_workers([worker], mass_silence=False)] == names
+
+
+def test_workers_that_fell_silent_together_are_one_alert() -> None:
+    silence = MassSilence(active=True, reason="many_silent", silent_workers=40, workers=50)
+    assert list(alerting.of_workers([STALE] * 40, mass_silence=True)) == []
+    (one,) = alerting.of_pipeline(silence)
+    assert (one.severity, "40 of 50" in one.detail) == ("critical", True)
+    (one,) = alerting.of_pipeline(MassSilence(active=True, reason="just_joined"))
+    assert one.severity == "info"
+    assert list(alerting.of_pipeline(MassSilence(active=False))) == []
+
+
+def test_an_instance_is_stuck_after_the_jobs_own_limit() -> None:
+    settings = JobSettings(booting_stuck_seconds=100)
+    rows = [("i-1", "booting", 99.0, None), ("i-2", "booting", 101.0, None), ("i-3", "ready", 1e9, None)]
+    (one,) = alerting.of_instances(rows, settings)
+    assert (one.name, one.subject, one.since_seconds) == ("InstanceStuck", "i-2", 101.0)
+
+
+def test_a_database_that_is_away_is_an_alert_and_not_an_empty_list() -> None:
+    one = alerting.of_database(UnavailableError("the database cannot be used now: away"))
+    assert (one.severity, "away" in one.detail) == ("critical", True)
+
+
+def test_the_worst_come_first_and_no_name_floods_the_list() -> None:
+    many = [replace(STALE, worker_id=f"w{number}") for number in range(500)]
+    found = [*alerting.of_workers(many, mass_silence=False), alerting.of_database(UnavailableError("away"))]
+    kept = alerting.shortened(found)
+    assert (kept[0].name, len(kept)) == ("DatabaseAway", 1 + alerting.MOST_OF_A_KIND)
+
+
+Stand = Callable[[web.Response], Awaitable[str]]
+
+
+@pytest.fixture
+async def standing_in() -> AsyncIterator[Stand]:
+    """A service at Alertmanager's path with a given answer; its address."""
+    answers: list[web.Response] = []
+    app = web.Application()
+
+    async def alerts(request: web.Request) -> web.Response:
+        assert dict(request.query) == {"active": "true", "silenced": "false", "inhibited": "false"}
+        return answers[-1]
+
+    app.router.add_get("/prefix/api/v2/alerts", alerts)
+    async with serving(app, "127.0.0.1", 0) as port:
+
+        async def stand(answer: web.Response) -> str:
+            answers.append(answer)
+            return f"http://127.0.0.1:{port}/prefix/"
+
+        yield stand
+
+
+async def test_alertmanagers_alerts_are_told_newest_first(standing_in: Stand) -> None:
+    first = {
+        "labels": {"alertname": "Hot", "severity": "critical", "worker_id": "w1"},
+        "annotations": {"summary": "Hot.", "description": "90 degrees.", "runbook_url": "https://e.example/hot"},
+        "startsAt": "2026-01-01T00:00:00.000Z",
+    }
+    second = {
+        "labels": {"alertname": "Odd"},
+        "annotations": {"summary": "Odd.", "runbook_url": "javascript:alert(1)"},
+        "startsAt": "2026-01-02T00:00:00.000Z",
+    }
+    found = await alertmanager.ask(await standing_in(web.json_response([first, second])))
+    odd, hot = found.alerts
+    assert (found.state, odd.name, odd.severity, odd.subject) == ("answered", "Odd", "none", None)
+    assert odd.runbook_url is None
+    assert (hot.subject, hot.summary, hot.runbook_url) == ("w1", "90 degrees.", "https://e.example/hot")
+    assert hot.since is not None
+
+
+@pytest.mark.parametrize("answer", [{"text": "no"}, {"text": "{}"}, {"status": 500}])
+async def test_an_alertmanager_that_cannot_be_understood_is_not_one_without_alerts(
+    standing_in: Stand, answer: dict[str, Any]
+) -> None:
+    found = await alertmanager.ask(await standing_in(web.Response(**answer)))
+    assert (found.state, found.alerts) == ("unreachable", ())
+    assert found.detail
+
+
+async def test_no_alertmanager_and_an_unreachable_one_are_told_apart() -> None:
+    assert (await alertmanager.ask(None)).state == "not_configured"
+    assert (await alertmanager.ask(f"http://127.0.0.1:{free_port()}")).state == "unreachable"
