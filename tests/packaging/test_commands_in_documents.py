@@ -2,7 +2,7 @@
 
 - ``fleetpulse …``: the arguments are parsed by the command itself; nothing is run.
 - ``make TARGET`` and ``python -m MODULE``: target and module exist.
-- ``docker compose``, ``helm``, ``kubectl``, ``systemctl``, ``curl``, ``pip`` and other common programs, and scripts of ours:
+- ``docker compose``, ``helm``, ``kubectl``, ``curl``, ``pip`` and other common programs, and scripts of ours:
   the files of the checkout that they name exist. What the stack, the chart and the units do is tested beside this file.
 
 A line of a block that begins with none of these is taken for output.
