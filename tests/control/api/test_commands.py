@@ -154,4 +154,4 @@ def test_a_story_has_a_line_a_sentence() -> None:
     why = {"instance_id": "i", "state": "ready", "sentences": [{"at": at.isoformat(), "text": "It answered."}]}
     local = at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     assert story(why) == f"i is ready\n{local}  It answered."
-    assert set(COMMANDS) == {"instances", "deploy", "terminate", "why"}
+    assert set(COMMANDS) == {"instances", "deploy", "terminate", "why", "usage", "chat"}
