@@ -197,13 +197,13 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "targets": [_target(place, query) for place, query in enumerate(panel.queries)],
         "fieldConfig": {"defaults": _defaults(panel), "overrides": []},
         "options": _options(panel),
-        **({"transformations": [_ONLY_LABELS]} if panel.kind == "table" and not is_sql else {}),
+        **({"transformations": [_WITHOUT_TIME]} if panel.kind == "table" and not is_sql else {}),
     }
 
 
-_ONLY_LABELS: Final[Mapping[str, Any]] = {
+_WITHOUT_TIME: Final[Mapping[str, Any]] = {
     "id": "organize",
-    "options": {"excludeByName": {"Time": True, "job": True, "instance": True, "__name__": True}},
+    "options": {"excludeByName": {"Time": True, "__name__": True}},
 }
 
 
@@ -228,7 +228,6 @@ def _defaults(panel: Panel) -> dict[str, Any]:
     ]
     defaults: dict[str, Any] = {
         "unit": panel.unit,
-        # What falls as it gets worse has its first step at the lowest value.
         "thresholds": {"mode": "absolute", "steps": steps},
         "color": {"mode": "palette-classic" if panel.kind == "timeseries" else "thresholds"},
     }
