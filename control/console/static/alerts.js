@@ -10,14 +10,23 @@ import { failure, loading, noData, outdated, state } from "./states.js";
 
 const LOOK_SECONDS = 5;
 const LEVELS = { critical: "bad", page: "bad", warning: "warn" };
-const COLUMNS = [{ label: "Alert", heading: true }, { label: "Severity" }, { label: "Of" }, { label: "For" }, { label: "What" }];
+const COLUMNS = [
+  { label: "Alert", heading: true },
+  { label: "Severity" },
+  { label: "Of" },
+  { label: "For" },
+  { label: "What" },
+];
 const PAGES = { worker: "#/worker/", instance: "#/worker/" };
 
 export function alertsView(place) {
   const notice = h("div", { class: "notices" });
   const own = h("div", {}, loading());
   const elsewhere = h("div", {}, loading());
-  const tables = [table("Alerts of control, worst first", COLUMNS), table("Alerts of Alertmanager, newest first", COLUMNS)];
+  const tables = [
+    table("Alerts of control, worst first", COLUMNS),
+    table("Alerts of Alertmanager, newest first", COLUMNS),
+  ];
   let readAt = 0;
   place.append(title("Alerts"), notice, section("Seen by control", own), section("Alertmanager", elsewhere));
 
@@ -63,19 +72,39 @@ function showElsewhere(place, parts, { state: answered, detail, alerts }) {
   if (answered === "not_configured") {
     place.replaceChildren(noData("no Alertmanager is known. FLEETPULSE_CONTROL_ALERTMANAGER_URL names it."));
   } else if (answered === "unreachable") {
-    place.replaceChildren(state("error", `Alertmanager cannot be asked, so that nothing is known of its alerts (${detail}).`));
+    place.replaceChildren(
+      state("error", `Alertmanager cannot be asked, so that nothing is known of its alerts (${detail}).`),
+    );
   } else if (!alerts.length) {
     place.replaceChildren(state("good", "Alertmanager has no alert firing."));
   } else {
     const runbook = ({ runbook_url: url }) => (url ? h("a", { href: url, rel: "noreferrer" }, "runbook") : null);
-    list(parts, alerts, (one) => [one.name, one.severity, one.subject ?? missing("the whole"), one.since && secondsSince(one.since), [one.summary, " ", runbook(one)]]);
+    list(parts, alerts, (one) => [
+      one.name,
+      one.severity,
+      one.subject ?? missing("the whole"),
+      one.since && secondsSince(one.since),
+      [one.summary, " ", runbook(one)],
+    ]);
     if (!parts.whole.isConnected) place.replaceChildren(parts.whole);
   }
 }
 
 function list(parts, alerts, read) {
-  keyed(parts.body, alerts, (one) => JSON.stringify([one.name, one.subject, one.severity, one.since]), () => row(COLUMNS), (element, one) => {
-    const [name, severity, of, seconds, what] = read(one);
-    fill(element, [name, badge(LEVELS[severity] ?? "unknown", severity), of, seconds === null ? missing("not known") : duration(seconds), what]);
-  });
+  keyed(
+    parts.body,
+    alerts,
+    (one) => JSON.stringify([one.name, one.subject, one.severity, one.since]),
+    () => row(COLUMNS),
+    (element, one) => {
+      const [name, severity, of, seconds, what] = read(one);
+      fill(element, [
+        name,
+        badge(LEVELS[severity] ?? "unknown", severity),
+        of,
+        seconds === null ? missing("not known") : duration(seconds),
+        what,
+      ]);
+    },
+  );
 }

@@ -33,4 +33,6 @@ function sentence({ kind, data }) {
 }
 
 const listed = (names) =>
-  names.length > MOST_NAMES ? `${names.slice(0, MOST_NAMES).join(", ")} and ${names.length - MOST_NAMES} more:` : names.join(", ");
+  names.length > MOST_NAMES
+    ? `${names.slice(0, MOST_NAMES).join(", ")} and ${names.length - MOST_NAMES} more:`
+    : names.join(", ");

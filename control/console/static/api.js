@@ -28,7 +28,10 @@ export async function ask(path, { method = "GET", body = undefined, signal = und
     answer = await fetch(path, options);
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new ApiError(0, error.name === "TimeoutError" ? "control takes too long to answer" : "control does not answer");
+    throw new ApiError(
+      0,
+      error.name === "TimeoutError" ? "control takes too long to answer" : "control does not answer",
+    );
   }
   if (answer.status === 204) return null;
   let content = null;

@@ -8,7 +8,13 @@ const DASHED = [4, 4];
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const clock = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
-const time = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const time = new Intl.DateTimeFormat("en-GB", {
+  day: "numeric",
+  month: "short",
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+});
 
 // Points { time (seconds), value } of each series in order of time → uPlot's columns. Where two readings are further
 // apart than gapSeconds a null goes between them; that another series has a point there alone is no gap.
@@ -89,7 +95,10 @@ export class Chart {
     }
     this.plot.setScale("x", { min: from, max: to });
     this.frame.tabIndex = 0;
-    this.frame.setAttribute("aria-label", `${this.options.title}: ${this.summary()} Left and right arrow keys read values.`);
+    this.frame.setAttribute(
+      "aria-label",
+      `${this.options.title}: ${this.summary()} Left and right arrow keys read values.`,
+    );
     return undefined;
   }
 
@@ -108,7 +117,12 @@ export class Chart {
 
   design(series) {
     const { format, most, height = 150, sync, legend = true } = this.options;
-    const line = { stroke: color("soft"), grid: { stroke: color("grid"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+    const line = {
+      stroke: color("soft"),
+      grid: { stroke: color("grid"), width: 1 },
+      ticks: { show: false },
+      font: "11px system-ui",
+    };
     return {
       width: Math.max(120, this.frame.clientWidth),
       height,
@@ -153,7 +167,8 @@ export class Chart {
   }
 
   resize() {
-    if (this.plot && this.frame.clientWidth) this.plot.setSize({ width: this.frame.clientWidth, height: this.options.height ?? 150 });
+    if (this.plot && this.frame.clientWidth)
+      this.plot.setSize({ width: this.frame.clientWidth, height: this.options.height ?? 150 });
   }
 
   clear() {

@@ -50,18 +50,27 @@ export function deploymentsView(place) {
 
   function show(more) {
     if (!all.length) {
-      body.replaceChildren(noData("nothing was deployed yet. fleetpulse deploy makes instances; the API's POST /deployments too."));
+      body.replaceChildren(
+        noData("nothing was deployed yet. fleetpulse deploy makes instances; the API's POST /deployments too."),
+      );
       return;
     }
     const shown = [...all.filter((one) => !isOver(one)), ...all.filter(isOver)];
-    keyed(list, shown, (one) => one.deployment_id, (one) => card(one, details, () => poll.now()), update);
+    keyed(
+      list,
+      shown,
+      (one) => one.deployment_id,
+      (one) => card(one, details, () => poll.now()),
+      update,
+    );
     if (!list.isConnected) body.replaceChildren(list);
     const further = () => {
       wanted = Math.min(1000, wanted * 4);
       poll.now();
     };
     body.querySelector(".more")?.remove();
-    if (more && wanted < 1000) body.append(h("button", { type: "button", class: "quiet more", onclick: further }, "Show older ones"));
+    if (more && wanted < 1000)
+      body.append(h("button", { type: "button", class: "quiet more", onclick: further }, "Show older ones"));
   }
 
   let timer = 0;
@@ -103,16 +112,40 @@ function update(element, one) {
   const [head, way, more] = element.children;
   const what = head.children[2];
   const states = Object.entries(one.states);
-  put(head.children[1], ...states.map(([state, number]) => badge(levelOf(state) === "load" ? "unknown" : levelOf(state), `${number} ${words(state)}`)));
-  put(what, `${one.model ?? "no model"} · ${one.instance_count} × ${one.instance_type} at ${one.provider}, ${one.zone} · ${ago(secondsSince(one.created_at))} by ${one.created_by}`);
-  put(way, ...(isComing(one) && one.percent !== undefined ? progress(one) : states.length > 1 ? [shares(states.map(([state, number]) => ({ level: levelOf(state), number })), one.instance_count)] : []));
+  put(
+    head.children[1],
+    ...states.map(([state, number]) =>
+      badge(levelOf(state) === "load" ? "unknown" : levelOf(state), `${number} ${words(state)}`),
+    ),
+  );
+  put(
+    what,
+    `${one.model ?? "no model"} · ${one.instance_count} × ${one.instance_type} at ${one.provider}, ${one.zone} · ${ago(secondsSince(one.created_at))} by ${one.created_by}`,
+  );
+  put(
+    way,
+    ...(isComing(one) && one.percent !== undefined
+      ? progress(one)
+      : states.length > 1
+        ? [
+            shares(
+              states.map(([state, number]) => ({ level: levelOf(state), number })),
+              one.instance_count,
+            ),
+          ]
+        : []),
+  );
   if (more.open) showInstances(more.lastElementChild, one);
 }
 
 function progress({ name, percent, expected_remaining_seconds: rest }) {
   const bar = h("progress", { max: 100, value: percent, "aria-label": `Progress of ${name}` });
   const left = rest === null ? "how long is not known yet" : `about ${duration(rest)} left`;
-  return [bar, h("span", { class: "number" }, percent === null ? "" : `${Math.round(percent)} %`), h("small", {}, left)];
+  return [
+    bar,
+    h("span", { class: "number" }, percent === null ? "" : `${Math.round(percent)} %`),
+    h("small", {}, left),
+  ];
 }
 
 const COLUMNS = [
@@ -129,17 +162,23 @@ async function showInstances(place, one) {
     const { instances } = await ask(query("/instances", { deployment: one.deployment_id, limit: MOST_INSTANCES }));
     const parts = place.parts ?? (place.parts = table(`Instances of ${one.name}`, COLUMNS));
     const way = new Map((one.instances ?? []).map((each) => [each.instance_id, each]));
-    keyed(parts.body, instances, (each) => each.instance_id, () => row(COLUMNS), (element, each) => {
-      const percent = way.get(each.instance_id)?.percent;
-      fill(element, [
-        [h("a", { href: `#/worker/${encodeURIComponent(each.instance_id)}` }, each.instance_id)],
-        [badge(levelOf(each.state) === "load" ? "unknown" : levelOf(each.state), words(each.state))],
-        [ago(secondsSince(each.state_since))],
-        [percent === null || percent === undefined ? missing("not on its way") : `${Math.round(percent)} %`],
-        [each.price_per_hour === null ? missing("no price") : money(each.price_per_hour, each.currency)],
-        [each.failure ?? ""],
-      ]);
-    });
+    keyed(
+      parts.body,
+      instances,
+      (each) => each.instance_id,
+      () => row(COLUMNS),
+      (element, each) => {
+        const percent = way.get(each.instance_id)?.percent;
+        fill(element, [
+          [h("a", { href: `#/worker/${encodeURIComponent(each.instance_id)}` }, each.instance_id)],
+          [badge(levelOf(each.state) === "load" ? "unknown" : levelOf(each.state), words(each.state))],
+          [ago(secondsSince(each.state_since))],
+          [percent === null || percent === undefined ? missing("not on its way") : `${Math.round(percent)} %`],
+          [each.price_per_hour === null ? missing("no price") : money(each.price_per_hour, each.currency)],
+          [each.failure ?? ""],
+        ]);
+      },
+    );
     if (!parts.whole.isConnected) place.replaceChildren(parts.whole);
   } catch (error) {
     place.replaceChildren(failure(error));

@@ -10,11 +10,31 @@ import { failure, noData } from "./states.js";
 
 const PART = 50;
 const LOOK_SECONDS = 15;
-const LEVELS = { alive: "good", ready: "good", stale: "bad", worker_dead: "bad", startup_failed: "bad", never_seen: "unknown" };
+const LEVELS = {
+  alive: "good",
+  ready: "good",
+  stale: "bad",
+  worker_dead: "bad",
+  startup_failed: "bad",
+  never_seen: "unknown",
+};
 const levelOf = (state) => LEVELS[state] ?? "unknown";
 
-const EVENT_COLUMNS = [{ label: "Time" }, { label: "Who", heading: true }, { label: "Is now" }, { label: "Was" }, { label: "Why" }];
-const ACTION_COLUMNS = [{ label: "Time" }, { label: "Action", heading: true }, { label: "Of" }, { label: "Outcome" }, { label: "By" }, { label: "Took", number: true }];
+const EVENT_COLUMNS = [
+  { label: "Time" },
+  { label: "Who", heading: true },
+  { label: "Is now" },
+  { label: "Was" },
+  { label: "Why" },
+];
+const ACTION_COLUMNS = [
+  { label: "Time" },
+  { label: "Action", heading: true },
+  { label: "Of" },
+  { label: "Outcome" },
+  { label: "By" },
+  { label: "Took", number: true },
+];
 
 export function eventsView(place, session) {
   const happening = happenings();
@@ -32,7 +52,13 @@ function happenings() {
   const under = h("div", {});
   const show = () => {
     const events = live.recent.filter(({ kind }) => kind !== "connection");
-    keyed(parts.body, events, ({ id, kind }) => `${id} ${kind}`, () => row(EVENT_COLUMNS), (element, event) => fill(element, told(event)));
+    keyed(
+      parts.body,
+      events,
+      ({ id, kind }) => `${id} ${kind}`,
+      () => row(EVENT_COLUMNS),
+      (element, event) => fill(element, told(event)),
+    );
     parts.whole.hidden = !events.length;
     put(under, ...(events.length ? [] : [noData("nothing has happened since this page was opened.")]));
   };
@@ -43,7 +69,14 @@ function happenings() {
 
 function told({ kind, data, at }) {
   const when = time(at.toISOString());
-  if (kind === "gap") return [when, "events", badge("warn", "missed"), "", "The connection was away for too long; what is shown elsewhere was read anew."];
+  if (kind === "gap")
+    return [
+      when,
+      "events",
+      badge("warn", "missed"),
+      "",
+      "The connection was away for too long; what is shown elsewhere was read anew.",
+    ];
   if (kind === "archived") return [when, data.instance_id, badge("unknown", "archived"), "", ""];
   const { state, previous_state: before } = data;
   const now = state ? badge(levelOf(state), words(state)) : badge("unknown", "forgotten");
@@ -66,16 +99,27 @@ function actionLog() {
     async (signal) => {
       const { actions, next_cursor: cursor } = await ask(query("/actions", asked), { signal });
       parts.whole.hidden = !actions.length;
-      keyed(parts.body, actions, (one) => one.action_id, () => row(ACTION_COLUMNS), (element, one) => fill(element, act(one)));
+      keyed(
+        parts.body,
+        actions,
+        (one) => one.action_id,
+        () => row(ACTION_COLUMNS),
+        (element, one) => fill(element, act(one)),
+      );
       const more = () => {
         asked.limit = Math.min(1000, asked.limit * 4);
         poll.now();
       };
       if (!actions.length) put(under, noData("control did nothing yet."));
-      else if (cursor !== null && asked.limit < 1000) under.replaceChildren(h("button", { type: "button", class: "quiet", onclick: more }, "Show older ones"));
+      else if (cursor !== null && asked.limit < 1000)
+        under.replaceChildren(h("button", { type: "button", class: "quiet", onclick: more }, "Show older ones"));
       else put(under, "");
     },
-    (error) => put(under, failure(error, () => poll.now())),
+    (error) =>
+      put(
+        under,
+        failure(error, () => poll.now()),
+      ),
   );
   return { element: h("div", {}, parts.whole, under), stop: poll.stop };
 }

@@ -21,7 +21,8 @@ const LEAST_SECONDS = 600;
 const SILENCE = {
   not_following: "Control does not hear the heartbeats. What you see is of what was heard before.",
   just_joined: "Control has only just joined the stream: who is silent is not known yet.",
-  many_silent: "Many workers fell silent at once: rather the pipeline than the workers. Nothing destructive is done meanwhile.",
+  many_silent:
+    "Many workers fell silent at once: rather the pipeline than the workers. Nothing destructive is done meanwhile.",
 };
 
 export function fleetView(place) {
@@ -36,10 +37,16 @@ export function fleetView(place) {
   function show() {
     const { answer } = seen;
     if (!answer) return;
-    const judged = answer.workers.map((worker) => ({ worker, ...why(worker, answer.mass_silence), heat: seen.heat.get(worker.worker_id) }));
+    const judged = answer.workers.map((worker) => ({
+      worker,
+      ...why(worker, answer.mass_silence),
+      heat: seen.heat.get(worker.worker_id),
+    }));
     put(notice, ...notices(answer));
     if (!judged.length) {
-      body.replaceChildren(noData("no worker was heard of yet. Start an agent, or deploy some workers: it takes seconds."));
+      body.replaceChildren(
+        noData("no worker was heard of yet. Start an agent, or deploy some workers: it takes seconds."),
+      );
       return;
     }
     if (!tiles.isConnected) body.replaceChildren(tiles, charts.element, section("Workers", list.element));
@@ -101,8 +108,12 @@ function showTiles(tiles, judged) {
   const counts = Object.fromEntries(LEVELS.map((level) => [level, judged.filter((one) => one.level === level).length]));
   const heard = judged.filter(({ worker }) => worker.state === "alive").map(({ worker }) => worker);
   const gpus = sum(heard.map(({ load }) => load?.gpu_count));
-  const kv = heard.map(({ engine }) => engine?.kv_cache_usage_ratio).filter((value) => value !== null && value !== undefined);
-  const hottest = judged.filter((one) => one.heat && one.heat.hottest !== null).sort((a, b) => b.heat.hottest - a.heat.hottest)[0];
+  const kv = heard
+    .map(({ engine }) => engine?.kv_cache_usage_ratio)
+    .filter((value) => value !== null && value !== undefined);
+  const hottest = judged
+    .filter((one) => one.heat && one.heat.hottest !== null)
+    .sort((a, b) => b.heat.hottest - a.heat.hottest)[0];
   const running = sum(heard.map(({ engine }) => engine?.requests_running));
   const waiting = sum(heard.map(({ engine }) => engine?.requests_waiting));
   const shownTiles = [
@@ -110,16 +121,27 @@ function showTiles(tiles, judged) {
     ["GPUs", shown(gpus, count, "no GPU was reported"), ["use ", shown(weighted(heard), percent)]],
     ["Requests running", shown(running, count, "no engine tells"), [shown(waiting, count), " waiting"]],
     ["KV cache", shown(kv.length ? Math.max(...kv) : null, percent, "no engine tells"), "fullest of all engines"],
-    ["Hottest GPU", shown(hottest?.heat.hottest, celsius), hottest ? h("a", { href: workerLink(hottest.worker) }, hottest.worker.worker_id) : "no reading lately"],
+    [
+      "Hottest GPU",
+      shown(hottest?.heat.hottest, celsius),
+      hottest ? h("a", { href: workerLink(hottest.worker) }, hottest.worker.worker_id) : "no reading lately",
+    ],
     ["Power", shown(sum(judged.map((one) => one.heat?.watts)), watts), "all GPUs"],
   ];
-  keyed(tiles, shownTiles, ([label]) => label, makeTile, (tile, [, value, line]) => {
-    put(tile.children[1], value);
-    put(tile.children[2], ...[line].flat());
-  });
+  keyed(
+    tiles,
+    shownTiles,
+    ([label]) => label,
+    makeTile,
+    (tile, [, value, line]) => {
+      put(tile.children[1], value);
+      put(tile.children[2], ...[line].flat());
+    },
+  );
 }
 
-const makeTile = ([label]) => h("li", { class: "tile" }, h("span", { class: "label" }, label), h("strong", {}), h("span", { class: "line" }));
+const makeTile = ([label]) =>
+  h("li", { class: "tile" }, h("span", { class: "label" }, label), h("strong", {}), h("span", { class: "line" }));
 
 function workersLine(counts, whole) {
   const said = [
@@ -129,7 +151,10 @@ function workersLine(counts, whole) {
     ["unknown", "other"],
   ].filter(([level]) => counts[level]);
   return [
-    shares(said.map(([level]) => ({ level, number: counts[level] })), whole),
+    shares(
+      said.map(([level]) => ({ level, number: counts[level] })),
+      whole,
+    ),
     h("span", { class: "badges" }, ...said.map(([level, word]) => badge(level, `${counts[level]} ${word}`))),
   ];
 }
@@ -151,13 +176,26 @@ export const workerLink = (worker) => `#/worker/${encodeURIComponent(worker.work
 const times = (value, row) => (value === null || value === undefined ? null : value * row.series_count);
 const CHARTS = [
   { family: "gpu", title: "GPU use", format: percent, most: 1, series: { mean: (row) => row.utilization_ratio } },
-  { family: "engine", title: "Requests", format: count, series: { running: (row) => times(row.requests_running, row), waiting: (row) => times(row.requests_waiting, row) } },
-  { family: "engine", title: "Generated tokens/s", format: short, series: { tokens: (row) => times(row.generation_tokens_per_second, row) } },
+  {
+    family: "engine",
+    title: "Requests",
+    format: count,
+    series: { running: (row) => times(row.requests_running, row), waiting: (row) => times(row.requests_waiting, row) },
+  },
+  {
+    family: "engine",
+    title: "Generated tokens/s",
+    format: short,
+    series: { tokens: (row) => times(row.generation_tokens_per_second, row) },
+  },
   { family: "gpu", title: "Power", format: watts, series: { all: (row) => times(row.power_watts, row) } },
 ];
 
 function historyCharts() {
-  const charts = CHARTS.map((design) => ({ design, chart: new Chart({ ...design, height: 104, sync: "fleet", legend: false }) }));
+  const charts = CHARTS.map((design) => ({
+    design,
+    chart: new Chart({ ...design, height: 104, sync: "fleet", legend: false }),
+  }));
   const element = section("Last hour", h("div", { class: "charts small" }, ...charts.map(({ chart }) => chart.figure)));
   return {
     element,

@@ -26,7 +26,8 @@ async function fromSamples(signal) {
   );
   const newest = new Map(rows.map((row) => [`${row.worker_id} ${row.gpu_id}`, row]));
   const found = new Map();
-  for (const row of newest.values()) add(found, row, row.temperature_celsius, row.temperature_limit_celsius, row.power_watts);
+  for (const row of newest.values())
+    add(found, row, row.temperature_celsius, row.temperature_limit_celsius, row.power_watts);
   return found;
 }
 
@@ -51,7 +52,8 @@ async function fromMinutes(signal) {
 
 function add(found, row, temperature, limit, power) {
   const one = found.get(row.worker_id) ?? { hottest: null, limit: null, watts: null };
-  if (temperature !== null && (one.hottest === null || temperature > one.hottest)) Object.assign(one, { hottest: temperature, limit });
+  if (temperature !== null && (one.hottest === null || temperature > one.hottest))
+    Object.assign(one, { hottest: temperature, limit });
   if (power !== null) one.watts = (one.watts ?? 0) + power;
   found.set(row.worker_id, one);
 }

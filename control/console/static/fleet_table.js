@@ -70,12 +70,20 @@ export function fleetTable() {
       const sorted = column.label === wanted.sort.label;
       set(parts.head.children[place], { "aria-sort": sorted ? (wanted.down ? "descending" : "ascending") : null });
     });
-    keyed(parts.body, fitting.slice(0, wanted.most), ({ worker }) => worker.worker_id, () => row(COLUMNS), update);
+    keyed(
+      parts.body,
+      fitting.slice(0, wanted.most),
+      ({ worker }) => worker.worker_id,
+      () => row(COLUMNS),
+      update,
+    );
     put(found, fitting.length === judged.length ? "" : `${fitting.length} of ${judged.length}`);
     if (!fitting.length) put(under, noData("no worker fits."));
     else if (fitting.length > wanted.most) {
       const more = () => change({ most: wanted.most * 5 });
-      under.replaceChildren(h("button", { type: "button", class: "quiet", onclick: more }, `Show more of ${fitting.length}`));
+      under.replaceChildren(
+        h("button", { type: "button", class: "quiet", onclick: more }, `Show more of ${fitting.length}`),
+      );
     } else put(under, "");
   }
 
@@ -90,7 +98,10 @@ export function fleetTable() {
 
 function fits({ worker, level }, { text, shown: which }) {
   const isShown = which === "all" || (which === "trouble" ? level !== "good" : worker.state === which);
-  return isShown && (!text || [worker.worker_id, worker.host_name, worker.model_id].some((name) => name?.toLowerCase().includes(text)));
+  return (
+    isShown &&
+    (!text || [worker.worker_id, worker.host_name, worker.model_id].some((name) => name?.toLowerCase().includes(text)))
+  );
 }
 
 function compare(a, b, { sort, down }) {
@@ -119,9 +130,12 @@ function update(element, one) {
     [shown(load.gpu_count, count)],
     [meter(load.gpu_utilization_ratio)],
     [meter(load.gpu_memory_utilization_ratio)],
-    [hot.level === "none" ? missing("no reading lately") : h("span", { class: `heat ${hot.level}`, title: hot.reason }, celsius(one.heat.hottest))],
+    [
+      hot.level === "none"
+        ? missing("no reading lately")
+        : h("span", { class: `heat ${hot.level}`, title: hot.reason }, celsius(one.heat.hottest)),
+    ],
     [meter(load.cpu_utilization_ratio)],
     [shown(worker.heartbeat_age_seconds, ago, "never")],
   ]);
 }
-

@@ -8,7 +8,12 @@ const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-dig
 const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
 
 export function missing(why = "not measured") {
-  return h("span", { class: "missing", title: why }, h("span", { "aria-hidden": "true" }, "–"), h("span", { class: "unseen" }, why));
+  return h(
+    "span",
+    { class: "missing", title: why },
+    h("span", { "aria-hidden": "true" }, "–"),
+    h("span", { class: "unseen" }, why),
+  );
 }
 
 // The text of a number, or the sign for one that is not there.
@@ -20,7 +25,8 @@ export const percent = (ratio) => {
 };
 export const count = (value) => (Math.abs(value) < 10 && value % 1 ? value.toFixed(1) : grouped.format(value));
 export const celsius = (value) => `${Math.round(value)} °C`;
-export const watts = (value) => (Math.abs(value) >= 2000 ? `${(value / 1000).toFixed(1)} kW` : `${Math.round(value)} W`);
+export const watts = (value) =>
+  Math.abs(value) >= 2000 ? `${(value / 1000).toFixed(1)} kW` : `${Math.round(value)} W`;
 
 export function bytes(value) {
   const units = ["B", "kB", "MB", "GB", "TB", "PB"];

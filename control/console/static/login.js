@@ -28,11 +28,18 @@ export function loginView(reason, done) {
     { onsubmit: send((data) => ({ key: data.get("key") })), "aria-label": "Log in with a key" },
     field("API key or admin key", { name: "key", type: "password", autocomplete: "off", required: true }),
     h("button", { type: "submit" }, "Log in with the key"),
-    h("p", { class: "hint" }, "fleetpulse up keeps its admin key in .fleetpulse/fleetpulse.json and prints a line with it."),
+    h(
+      "p",
+      { class: "hint" },
+      "fleetpulse up keeps its admin key in .fleetpulse/fleetpulse.json and prints a line with it.",
+    ),
   );
   const withPassword = h(
     "form",
-    { onsubmit: send((data) => ({ email: data.get("email"), password: data.get("password") })), "aria-label": "Log in with a password" },
+    {
+      onsubmit: send((data) => ({ email: data.get("email"), password: data.get("password") })),
+      "aria-label": "Log in with a password",
+    },
     field("Email", { name: "email", type: "email", autocomplete: "username", required: true }),
     field("Password", { name: "password", type: "password", autocomplete: "current-password", required: true }),
     h("button", { type: "submit" }, "Log in"),

@@ -15,7 +15,10 @@ export const badge = (level, word) => h("span", { class: `badge ${level}` }, ico
 // A share as its number and a bar; the bar alone says nothing, so that it is for the eye only.
 export function meter(ratio, level = "load", text = null) {
   if (ratio === null || ratio === undefined) return missing();
-  const fill = h("span", { class: `fill ${level}`, vars: { "--share": `${Math.min(100, Math.max(0, ratio * 100))}%` } });
+  const fill = h("span", {
+    class: `fill ${level}`,
+    vars: { "--share": `${Math.min(100, Math.max(0, ratio * 100))}%` },
+  });
   return h(
     "span",
     { class: "meter" },
@@ -40,7 +43,9 @@ export function table(caption, columns, className = "") {
   const head = h("tr", { role: "row" });
   for (const column of columns) {
     const cell = h("th", { scope: "col", role: "columnheader", class: column.number ? "number" : null });
-    cell.append(column.sort ? h("button", { type: "button", class: "sort", onclick: column.sort }, column.label) : column.label);
+    cell.append(
+      column.sort ? h("button", { type: "button", class: "sort", onclick: column.sort }, column.label) : column.label,
+    );
     head.append(cell);
   }
   const body = h("tbody", { role: "rowgroup" });
@@ -87,7 +92,8 @@ export function choices(legend, name, options, chosen, choose) {
 export function shares(parts, whole) {
   const bar = h("span", { class: "shares", "aria-hidden": "true" });
   for (const { level, number } of parts) {
-    if (number) bar.append(h("span", { class: `fill ${level}`, vars: { "--share": `${(100 * number) / Math.max(1, whole)}%` } }));
+    if (number)
+      bar.append(h("span", { class: `fill ${level}`, vars: { "--share": `${(100 * number) / Math.max(1, whole)}%` } }));
   }
   return bar;
 }

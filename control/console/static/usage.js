@@ -18,7 +18,13 @@ const WINDOWS = [
   ["31536000", "1 y"],
 ];
 // Steps of the charts, and how long each is.
-const STEPS = { 3600: ["minute", 60], 86400: ["hour", 3600], 604800: ["hour", 3600], 2592000: ["day", 86_400], 31536000: ["day", 86_400] };
+const STEPS = {
+  3600: ["minute", 60],
+  86400: ["hour", 3600],
+  604800: ["hour", 3600],
+  2592000: ["day", 86_400],
+  31536000: ["day", 86_400],
+};
 const GROUPS = [
   ["model", "Models"],
   ["organization", "Organisations"],
@@ -59,7 +65,9 @@ export function usageView(place, session) {
   };
   place.append(
     title("Usage"),
-    h("div", { class: "tools" },
+    h(
+      "div",
+      { class: "tools" },
       choices("Time shown", "usage-window", WINDOWS, asked.window, (value) => change({ window: value })),
       choices("A row for each of these", "usage-group", GROUPS, asked.group, (value) => change({ group: value })),
     ),
@@ -77,7 +85,10 @@ export function usageView(place, session) {
         ask(query("/usage", { window_s: asked.window, group_by: "model", granularity }), { signal }),
       ]);
       readAt = Date.now();
-      put(notice, sums.truncated || steps.truncated ? noData("there is more than fits; what is shown is not all.") : "");
+      put(
+        notice,
+        sums.truncated || steps.truncated ? noData("there is more than fits; what is shown is not all.") : "",
+      );
       if (!sums.rows.length) {
         body.replaceChildren(noData("no request was recorded in this time."));
         return;
@@ -85,7 +96,13 @@ export function usageView(place, session) {
       if (!tiles.isConnected) body.replaceChildren(tiles, charts.element, groups);
       showTiles(tiles, sums.rows);
       charts.show(steps, step);
-      keyed(parts.body, sums.rows, ({ id }) => id, () => row(COLUMNS), (element, one) => fill(element, cells(one)));
+      keyed(
+        parts.body,
+        sums.rows,
+        ({ id }) => id,
+        () => row(COLUMNS),
+        (element, one) => fill(element, cells(one)),
+      );
     },
     (error) => {
       if (error.status === 404) body.replaceChildren(noData("usage is not available: this control does not tell it."));
@@ -109,7 +126,8 @@ function sum(rows, field) {
 
 function costsOf(rows) {
   const costs = {};
-  for (const one of rows) for (const [currency, cost] of Object.entries(one.costs)) costs[currency] = (costs[currency] ?? 0) + cost;
+  for (const one of rows)
+    for (const [currency, cost] of Object.entries(one.costs)) costs[currency] = (costs[currency] ?? 0) + cost;
   return costs;
 }
 
@@ -124,16 +142,31 @@ function showTiles(tiles, rows) {
   const unpriced = sum(rows, "unpriced_requests");
   const found = [
     ["Requests", count(requests), `${percent(sum(rows, "successful_requests") / requests)} successful`],
-    ["Input tokens", shown(sum(rows, "input_tokens"), short), [shown(sum(rows, "cached_tokens"), short), " of them cached"]],
-    ["Output tokens", shown(sum(rows, "output_tokens"), short), unknown ? `unknown for ${count(unknown)} requests` : "of all requests"],
+    [
+      "Input tokens",
+      shown(sum(rows, "input_tokens"), short),
+      [shown(sum(rows, "cached_tokens"), short), " of them cached"],
+    ],
+    [
+      "Output tokens",
+      shown(sum(rows, "output_tokens"), short),
+      unknown ? `unknown for ${count(unknown)} requests` : "of all requests",
+    ],
     ["Engine time", shown(sum(rows, "busy_seconds"), duration), "shared out among requests"],
     ["Cost", price(costsOf(rows)), unpriced ? `${count(unpriced)} requests without a price` : "of all requests"],
   ];
-  const make = ([label]) => h("li", { class: "tile" }, h("span", { class: "label" }, label), h("strong", {}), h("span", { class: "line" }));
-  keyed(tiles, found, ([label]) => label, make, (tile, [, value, line]) => {
-    put(tile.children[1], value);
-    put(tile.children[2], ...[line].flat());
-  });
+  const make = ([label]) =>
+    h("li", { class: "tile" }, h("span", { class: "label" }, label), h("strong", {}), h("span", { class: "line" }));
+  keyed(
+    tiles,
+    found,
+    ([label]) => label,
+    make,
+    (tile, [, value, line]) => {
+      put(tile.children[1], value);
+      put(tile.children[2], ...[line].flat());
+    },
+  );
 }
 
 function cells(one) {
@@ -190,18 +223,32 @@ function ledgerOf(place) {
       parts.whole.hidden = !rows.length;
       put(under, ...(rows.length ? [] : [noData("no window of the last day was compared yet.")]));
       const key = (one) => `${one.window_start} ${one.instance_id} ${one.worker_id}`;
-      keyed(parts.body, rows.slice(0, LEDGER_LINES), key, () => row(LEDGER_COLUMNS), (element, one) => fill(element, compared(one)));
+      keyed(
+        parts.body,
+        rows.slice(0, LEDGER_LINES),
+        key,
+        () => row(LEDGER_COLUMNS),
+        (element, one) => fill(element, compared(one)),
+      );
     },
-    (error) => put(under, error.status === 404 ? noData("the ledger is not available: this control does not tell it.") : failure(error)),
+    (error) =>
+      put(
+        under,
+        error.status === 404 ? noData("the ledger is not available: this control does not tell it.") : failure(error),
+      ),
   );
 }
 
 function compared(one) {
-  const both = (side) => (one[`${side}_input_tokens`] === null ? null : one[`${side}_input_tokens`] + one[`${side}_output_tokens`]);
+  const both = (side) =>
+    one[`${side}_input_tokens`] === null ? null : one[`${side}_input_tokens`] + one[`${side}_output_tokens`];
   return [
     [time(one.window_start), h("small", {}, `for ${duration(one.window_seconds)}`)],
     [h("a", { href: `#/worker/${encodeURIComponent(one.worker_id)}` }, one.worker_id)],
-    [one.status === "known" ? badge("good", "known") : badge("unknown", "not known"), one.reason ? h("small", {}, words(one.reason)) : null],
+    [
+      one.status === "known" ? badge("good", "known") : badge("unknown", "not known"),
+      one.reason ? h("small", {}, words(one.reason)) : null,
+    ],
     [shown(both("proxy"), count, "not known")],
     [shown(both("engine"), count, "not known")],
     [shown(one.gap_ratio, percent, "not known")],

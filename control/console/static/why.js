@@ -37,19 +37,29 @@ function engineTrouble(worker) {
   if (stalled !== null && stalled >= STALLED_SECONDS) {
     return { level: "bad", word: "stalled", reason: `It has work and did no step for ${duration(stalled)}.` };
   }
-  if (engine.state === "unreachable") return { level: "warn", word: "no engine", reason: "The agent does not reach the engine." };
+  if (engine.state === "unreachable")
+    return { level: "warn", word: "no engine", reason: "The agent does not reach the engine." };
   if (engine.requests_waiting && engine.kv_cache_usage_ratio >= FULL_RATIO) {
-    return { level: "warn", word: "full", reason: `KV cache ${percent(engine.kv_cache_usage_ratio)}, ${engine.requests_waiting} wait.` };
+    return {
+      level: "warn",
+      word: "full",
+      reason: `KV cache ${percent(engine.kv_cache_usage_ratio)}, ${engine.requests_waiting} wait.`,
+    };
   }
   return null;
 }
 
 function statusOf(worker) {
-  if (worker.status === "degraded") return { level: "warn", word: "degraded", reason: "The agent says so; see its log." };
+  if (worker.status === "degraded")
+    return { level: "warn", word: "degraded", reason: "The agent says so; see its log." };
   if (worker.status === "draining") return { level: "unknown", word: "draining", reason: "It gets no new requests." };
   if (worker.status === "starting") return { level: "unknown", word: "starting", reason: "" };
   if (worker.engine?.state === "starting") return { level: "unknown", word: "starting", reason: "The engine starts." };
-  return { level: "good", word: "ready", reason: worker.engine && worker.engine.state !== "absent" ? "" : "Host only, without an engine." };
+  return {
+    level: "good",
+    word: "ready",
+    reason: worker.engine && worker.engine.state !== "absent" ? "" : "Host only, without an engine.",
+  };
 }
 
 // How hot, by the distance to the limit that the device itself tells.
@@ -60,4 +70,5 @@ export function heat(hottest, limit) {
   return { level: hottest >= bad ? "bad" : hottest >= warn ? "warn" : "good", reason };
 }
 
-export const pressure = (ratio, warn = 0.9, bad = FULL_RATIO) => (ratio >= bad ? "bad" : ratio >= warn ? "warn" : "load");
+export const pressure = (ratio, warn = 0.9, bad = FULL_RATIO) =>
+  ratio >= bad ? "bad" : ratio >= warn ? "warn" : "load";

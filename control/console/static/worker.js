@@ -45,7 +45,9 @@ export function workerView(place, workerId) {
     "div",
     { class: "tools" },
     choices("Time shown", "window", WINDOWS, asked.window, (value) => charts.change({ window: value })),
-    choices("Granularity", "granularity", GRANULARITIES, asked.granularity, (value) => charts.change({ granularity: value })),
+    choices("Granularity", "granularity", GRANULARITIES, asked.granularity, (value) =>
+      charts.change({ granularity: value }),
+    ),
     charts.told,
   );
   place.append(
@@ -67,7 +69,11 @@ export function workerView(place, workerId) {
     (error) => {
       if (error.status === 404) put(notice, noData(`${error.message}.`));
       else if (worker) put(notice, outdated(error, seenAt));
-      else put(notice, failure(error, () => look.now()));
+      else
+        put(
+          notice,
+          failure(error, () => look.now()),
+        );
     },
   );
   const tellStory = every(
@@ -92,7 +98,10 @@ export function workerView(place, workerId) {
 function showWorker(worker, head, notice, facts) {
   const { level, word, reason } = why(worker, null);
   put(head, badge(level, word), h("span", { class: "reason" }, reason));
-  const silent = worker.state === "stale" ? stale(`not heard for ${duration(worker.heartbeat_age_seconds)}. What is below is of then.`) : "";
+  const silent =
+    worker.state === "stale"
+      ? stale(`not heard for ${duration(worker.heartbeat_age_seconds)}. What is below is of then.`)
+      : "";
   put(notice, silent);
   put(facts, ...factsOf(worker));
 }
@@ -105,21 +114,40 @@ function factsOf(worker) {
     fact("Heard", shown(worker.heartbeat_age_seconds, ago, "never")),
     fact("Model", text(worker.model_id, "no model")),
     fact("Engine", engine ? `${engine.kind ?? "engine"} ${words(engine.state)}` : missing("no engine")),
-    fact("Requests", shown(engine?.requests_running, count), " running, ", shown(engine?.requests_waiting, count), " waiting"),
+    fact(
+      "Requests",
+      shown(engine?.requests_running, count),
+      " running, ",
+      shown(engine?.requests_waiting, count),
+      " waiting",
+    ),
     fact("KV cache", shown(engine?.kv_cache_usage_ratio, percent)),
     fact("GPUs", shown(load.gpu_count, count), " · ", shown(load.gpu_utilization_ratio, percent), " in use"),
     fact("Host", text(worker.host_name, "not known"), " · CPU ", shown(load.cpu_utilization_ratio, percent)),
     fact("Agent", text(worker.agent_version, "not known")),
-    fact("Clock skew", shown(worker.clock_skew_seconds, (value) => `${value >= 0 ? "+" : "−"}${duration(Math.abs(value))}`)),
-    fact("Heartbeats", count(worker.heartbeats), worker.heartbeats_missed ? `, ${count(worker.heartbeats_missed)} missed` : ""),
+    fact(
+      "Clock skew",
+      shown(worker.clock_skew_seconds, (value) => `${value >= 0 ? "+" : "−"}${duration(Math.abs(value))}`),
+    ),
+    fact(
+      "Heartbeats",
+      count(worker.heartbeats),
+      worker.heartbeats_missed ? `, ${count(worker.heartbeats_missed)} missed` : "",
+    ),
     fact("Restarts", count(worker.restarts)),
-    fact("Known for", worker.first_seen_at ? duration(secondsSince(worker.first_seen_at)) : missing("not in the database yet")),
+    fact(
+      "Known for",
+      worker.first_seen_at ? duration(secondsSince(worker.first_seen_at)) : missing("not in the database yet"),
+    ),
   ];
 }
 
 async function storyOf(instanceId, signal) {
   try {
-    const { transitions } = await ask(query(`/instances/${encodeURIComponent(instanceId)}/transitions`, { limit: STORY_LINES }), { signal });
+    const { transitions } = await ask(
+      query(`/instances/${encodeURIComponent(instanceId)}/transitions`, { limit: STORY_LINES }),
+      { signal },
+    );
     return h("ol", { class: "steps" }, ...transitions.map(step));
   } catch (error) {
     if (error.status !== 404) throw error;
@@ -128,5 +156,15 @@ async function storyOf(instanceId, signal) {
 }
 
 function step(one) {
-  return h("li", {}, time(one.at), " ", h("strong", {}, words(one.to_state)), " ", one.detail || words(one.reason), " ", h("small", {}, one.actor));
+  return h(
+    "li",
+    {},
+    time(one.at),
+    " ",
+    h("strong", {}, words(one.to_state)),
+    " ",
+    one.detail || words(one.reason),
+    " ",
+    h("small", {}, one.actor),
+  );
 }

@@ -8,7 +8,8 @@ import { every } from "./polling.js";
 import { failure, loading } from "./states.js";
 
 const gpuName = (row) => (row.gpu_index === null ? row.gpu_id : `GPU ${row.gpu_index}`);
-const engineName = (row) => (row.engine_index && row.engine_index !== "0" ? `${row.model_id} ${row.engine_index}` : row.model_id);
+const engineName = (row) =>
+  row.engine_index && row.engine_index !== "0" ? `${row.model_id} ${row.engine_index}` : row.model_id;
 const alone = () => "";
 const rate = (format) => (value) => `${format(value)}/s`;
 
@@ -19,7 +20,12 @@ const DESIGNS = {
     charts: [
       { title: "GPU use", format: percent, most: 1, lines: { "": "utilization_ratio" } },
       { title: "GPU memory", format: bytes, lines: { "": "memory_used_bytes" } },
-      { title: "GPU temperature", format: celsius, lines: { "": "temperature_celsius" }, limit: "temperature_limit_celsius" },
+      {
+        title: "GPU temperature",
+        format: celsius,
+        lines: { "": "temperature_celsius" },
+        limit: "temperature_limit_celsius",
+      },
       { title: "GPU power", format: watts, lines: { "": "power_watts" } },
     ],
   },
@@ -28,7 +34,11 @@ const DESIGNS = {
     charts: [
       { title: "Requests", format: count, lines: { running: "requests_running", waiting: "requests_waiting" } },
       { title: "KV cache", format: percent, most: 1, lines: { "": "kv_cache_usage_ratio" } },
-      { title: "Tokens", format: rate(short), lines: { generated: "generation_tokens_per_second", prompt: "prompt_tokens_per_second" } },
+      {
+        title: "Tokens",
+        format: rate(short),
+        lines: { generated: "generation_tokens_per_second", prompt: "prompt_tokens_per_second" },
+      },
       { title: "Prefix cache hits", format: percent, most: 1, lines: { "": "prefix_cache_hit_ratio" } },
     ],
   },
@@ -37,8 +47,16 @@ const DESIGNS = {
     charts: [
       { title: "CPU", format: percent, most: 1, lines: { "": "cpu_utilization_ratio" } },
       { title: "Memory", format: percent, most: 1, lines: { "": "memory_utilization_ratio" } },
-      { title: "Network", format: rate(bytes), lines: { received: "network_received_bytes_per_second", sent: "network_sent_bytes_per_second" } },
-      { title: "Disks", format: rate(bytes), lines: { read: "disk_read_bytes_per_second", written: "disk_written_bytes_per_second" } },
+      {
+        title: "Network",
+        format: rate(bytes),
+        lines: { received: "network_received_bytes_per_second", sent: "network_sent_bytes_per_second" },
+      },
+      {
+        title: "Disks",
+        format: rate(bytes),
+        lines: { read: "disk_read_bytes_per_second", written: "disk_written_bytes_per_second" },
+      },
     ],
   },
 };
@@ -59,7 +77,12 @@ export function workerCharts(workerId, asked) {
     "div",
     {},
     ...families.map(({ family, charts }) =>
-      h("div", { class: "family" }, h("h3", {}, HEADINGS[family]), h("div", { class: "charts" }, ...charts.map(({ figure }) => figure))),
+      h(
+        "div",
+        { class: "family" },
+        h("h3", {}, HEADINGS[family]),
+        h("div", { class: "charts" }, ...charts.map(({ figure }) => figure)),
+      ),
     ),
   );
   for (const { charts } of families) for (const chart of charts) chart.instead(loading());
@@ -97,8 +120,15 @@ export function workerCharts(workerId, asked) {
 const pause = ({ window: seconds }) => Math.min(60, Math.max(4, Number(seconds) / 600));
 
 function request(family, design, workerId, { window: seconds, granularity }) {
-  const fields = new Set(design.charts.flatMap(({ lines, limit }) => [...Object.values(lines), ...(limit ? [limit] : [])]));
-  return query(`/${family}/activity`, { worker_id: workerId, window_s: seconds, granularity, fields: [...fields].join(",") });
+  const fields = new Set(
+    design.charts.flatMap(({ lines, limit }) => [...Object.values(lines), ...(limit ? [limit] : [])]),
+  );
+  return query(`/${family}/activity`, {
+    worker_id: workerId,
+    window_s: seconds,
+    granularity,
+    fields: [...fields].join(","),
+  });
 }
 
 const SHOWN_AS = { second: "samples as they came", minute: "by the minute", hour: "by the hour", day: "by the day" };
@@ -142,6 +172,9 @@ function gap({ granularity }, groups) {
   if (WIDTH_SECONDS[granularity]) return GAP_BUCKETS * WIDTH_SECONDS[granularity];
   const [first = []] = groups.values();
   const times = first.map((row) => Date.parse(row.time) / 1000);
-  const distances = times.slice(1).map((at, place) => at - times[place]).sort((a, b) => a - b);
+  const distances = times
+    .slice(1)
+    .map((at, place) => at - times[place])
+    .sort((a, b) => a - b);
   return Math.max(1.5, GAP_DISTANCES * (distances[Math.floor(distances.length / 2)] ?? 5));
 }
