@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+import msgspec
+
 from fleetpulse.stream.heartbeat import Heartbeat
 
 State = Literal["alive", "stale", "never_seen"]
@@ -41,8 +43,7 @@ class FleetRules:
     most_instances: int = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerView:
+class WorkerView(msgspec.Struct, frozen=True):
     """One worker as seen now. None is unknown, never zero."""
 
     worker_id: str
@@ -123,6 +124,7 @@ class _Instance:
     worker_id: str
     instance_id: str
     appeared_at: float
+    stale_after_seconds: float
     heartbeat: Heartbeat | None = None
     heard_at: float | None = None
     """When it was last heard; before the first heartbeat, when the database last heard it, on our clock."""
@@ -137,6 +139,11 @@ class _Instance:
 
     def last_sign(self) -> float:
         return self.appeared_at if self.heard_at is None else self.heard_at
+
+    def state(self, now: float) -> State:
+        if self.heartbeat is None or self.heard_at is None:
+            return "never_seen"
+        return "stale" if now - self.heard_at > self.stale_after_seconds else "alive"
 
     def observe(self, heartbeat: Heartbeat, now: float, skew_seconds: float | None) -> Observation:
         observation = self._place(heartbeat)
@@ -206,7 +213,10 @@ class FleetView:
             instance = self._add(heartbeat.worker_id, heartbeat.instance_id, received_monotonic)
         sent_seconds = heartbeat.sent_unix_nano / 1e9
         skew = None if received_unix_seconds is None else sent_seconds - received_unix_seconds
-        return instance.observe(heartbeat, max(received_monotonic, instance.last_sign()), skew)
+        observation = instance.observe(heartbeat, max(received_monotonic, instance.last_sign()), skew)
+        if observation != "duplicate":
+            instance.stale_after_seconds = self._stale_after(heartbeat)
+        return observation
 
     def know(
         self,
@@ -247,7 +257,7 @@ class FleetView:
         """Workers in each state."""
         counts: dict[State, int] = dict.fromkeys(STATES, 0)
         for instance in self._visible(self._instances.values(), now_monotonic):
-            counts[self._state(instance, now_monotonic)] += 1
+            counts[instance.state(now_monotonic)] += 1
         return counts
 
     def mass_silence(self, now_monotonic: float) -> MassSilence:
@@ -262,7 +272,7 @@ class FleetView:
             return MassSilence(active=True, reason="not_following")
         alive, silent = 0, []
         for instance in self._visible(self._instances.values(), now_monotonic):
-            if self._state(instance, now_monotonic) == "alive":
+            if instance.state(now_monotonic) == "alive":
                 alive += 1
             elif instance.heard_at is not None and not _said_goodbye(instance):
                 silent.append(instance.heard_at)
@@ -275,7 +285,7 @@ class FleetView:
 
     def _add(self, worker_id: str, instance_id: str, now: float) -> _Instance:
         self._make_room(now)
-        instance = _Instance(worker_id, instance_id, appeared_at=now)
+        instance = _Instance(worker_id, instance_id, now, self.rules.stale_after_seconds)
         self._instances[instance_id] = instance
         return instance
 
@@ -299,25 +309,19 @@ class FleetView:
         for instance in instances:
             if self._is_forgotten(instance, now):
                 continue
-            rank = (_RANK[self._state(instance, now)], instance.appeared_at)
+            rank = (_RANK[instance.state(now)], instance.appeared_at)
             rival = best.get(instance.worker_id)
             if rival is None or rank >= rival[0]:
                 best[instance.worker_id] = rank, instance
         return [instance for _, instance in best.values()]
 
-    def _stale_after(self, instance: _Instance) -> float:
-        interval = instance.heartbeat.interval_seconds if instance.heartbeat else 0.0
-        return max(self.rules.stale_after_seconds, self.rules.stale_intervals * interval)
-
-    def _state(self, instance: _Instance, now: float) -> State:
-        if instance.heartbeat is None:
-            return "never_seen"
-        return "stale" if now - instance.last_sign() > self._stale_after(instance) else "alive"
+    def _stale_after(self, heartbeat: Heartbeat) -> float:
+        return max(self.rules.stale_after_seconds, self.rules.stale_intervals * heartbeat.interval_seconds)
 
     def _view(self, instance: _Instance, now: float) -> WorkerView:
         age = None if instance.heard_at is None else max(0.0, now - instance.heard_at)
-        state = self._state(instance, now)
-        stale_after = self._stale_after(instance)
+        state = instance.state(now)
+        stale_after = instance.stale_after_seconds
         heard = instance.heartbeat is not None
         return WorkerView(
             worker_id=instance.worker_id,
