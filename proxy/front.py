@@ -13,8 +13,11 @@ from proxy import errors
 from proxy.call import correlation_id
 from proxy.errors import ProxyError
 from proxy.relay.client import Client
+from proxy.seldom import Seldom
 
+# What is said here, by aiohttp too, a client may be able to bring about again and again.
 _log = logger(__name__)
+_log.addFilter(Seldom())
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -43,11 +46,12 @@ CLOSED: Final = Sent(keeps_alive=False)
 class ClientConnection(RequestHandler):
     """A client's connection. Who relays to it is told how it takes what is written."""
 
-    __slots__ = ("client",)
+    __slots__ = ("_malformed", "client")
 
-    def __init__(self, *given: Any, **options: Any) -> None:
+    def __init__(self, malformed: Callable[[], None], *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
         self.client: Client | None = None
+        self._malformed = malformed
 
     def pause_writing(self) -> None:
         """The client reads too slowly."""
@@ -84,6 +88,7 @@ class ClientConnection(RequestHandler):
             _log.error("request failed", extra={"error": repr(exc)}, exc_info=exc)
             error = ProxyError(500, "internal_error", "the proxy failed on this request")
         else:
+            self._malformed()
             error = ProxyError(status, "malformed_request", "this is not an HTTP request as it should be")
         answer = refusal(error, client.correlation_id if client is not None else correlation_id())
         answer.force_close()
@@ -91,14 +96,16 @@ class ClientConnection(RequestHandler):
 
 
 class Front(web.Server):
-    """Makes a ClientConnection for each client."""
+    """Makes a ClientConnection for each client. ``malformed`` is called for what is not HTTP as it should be."""
 
-    def __init__(self, handler: Handler, settings: ProxySettings) -> None:
+    def __init__(self, handler: Handler, settings: ProxySettings, malformed: Callable[[], None]) -> None:
         super().__init__(handler, request_factory=self._request, handler_cancellation=True)
         self._loop = asyncio.get_running_loop()
+        self._malformed = malformed
         self._body_bytes = settings.body_bytes
         self._options: dict[str, Any] = {
             "access_log": None,
+            "logger": _log,
             "keepalive_timeout": settings.idle_timeout_seconds,
             "max_line_size": settings.header_bytes,
             "max_field_size": settings.header_bytes,
@@ -110,7 +117,7 @@ class Front(web.Server):
 
     def __call__(self) -> ClientConnection:
         """Called by the event loop for each connection."""
-        return ClientConnection(self, loop=self._loop, **self._options)
+        return ClientConnection(self._malformed, self, loop=self._loop, **self._options)
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
         return web.BaseRequest(message, payload, protocol, writer, task, self._loop, client_max_size=self._body_bytes)

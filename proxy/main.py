@@ -8,7 +8,6 @@ heartbeats, lifecycle messages ──▶ fleet ───────────
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from proxy.fleet import Fleet
 from proxy.follow import follow, follow_usage, look_after
 from proxy.front import Front
 from proxy.limits import Limits
+from proxy.listen import Listener, listen
 from proxy.metrics import ProxyMetrics, StateCollector
 from proxy.pipeline import Pipeline
 from proxy.relay.attempts import Attempt, Attempts
@@ -43,12 +43,11 @@ from proxy.spool import Spool
 _log = logger(__name__)
 
 CLIENT_ID = "fleetpulse-proxy"
-BACKLOG = 2_048
 # For the usage records of the last requests, once these are over.
 FLUSH_SECONDS = 5.0
 DRAIN_LOOK_SECONDS = 0.05
-# Heartbeats come once a second; a tenth of that more is not noticed.
-FETCH_PACE_SECONDS = 0.1
+# Heartbeats come once a second; a fifth of that more is not noticed.
+FETCH_PACE_SECONDS = 0.2
 BUDGET_LOOK_SECONDS = 0.5
 
 
@@ -103,13 +102,13 @@ async def run(
             own = web.Application()
             add_health_endpoints(own, parts.registry, parts.lacking)
             await stack.enter_async_context(serving(own, settings.host, settings.metrics_port + process))
-        front = Front(pipeline.handle, settings)
-        server = await _listen(front, settings, shared=process is not None)
-        _log.info("proxy started", extra={"host": settings.host, "port": server.sockets[0].getsockname()[1]})
+        front = Front(pipeline.handle, settings, parts.metrics.malformed.inc)
+        listener = await listen(front, settings.host, settings.port, shared=process is not None)
+        _log.info("proxy started", extra={"host": settings.host, "port": listener.port})
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) for work in _background(settings, stream, database, parts)]
             await stop.wait()
-            await _drain(settings, parts, pipeline, server, front)
+            await _drain(settings, parts, pipeline, listener, front)
             for task in tasks:
                 task.cancel()
         await parts.spool.flush(FLUSH_SECONDS if producer.connected else 0.1)
@@ -181,15 +180,6 @@ def _background(
     yield _sweep(parts.pool)
 
 
-async def _listen(front: Front, settings: ProxySettings, shared: bool) -> asyncio.Server:
-    loop = asyncio.get_running_loop()
-    try:
-        return await loop.create_server(front, settings.host, settings.port, backlog=BACKLOG, reuse_port=shared or None)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        raise OSError(error.errno, f"cannot listen on {settings.host}:{settings.port}: {why}") from error
-
-
 async def _follow_usage(stream: StreamSettings, parts: Parts) -> None:
     """What was used before this start, and by other processes, is of interest once there is a key with a budget."""
     while not parts.access.snapshot.has_budgets:  # noqa: ASYNC110
@@ -210,12 +200,10 @@ async def _sweep(pool: Pool) -> None:
         pool.sweep(time.monotonic())
 
 
-async def _drain(
-    settings: ProxySettings, parts: Parts, pipeline: Pipeline, server: asyncio.Server, front: Front
-) -> None:
+async def _drain(settings: ProxySettings, parts: Parts, pipeline: Pipeline, listener: Listener, front: Front) -> None:
     """Take no more connections, let requests finish, then close what is left."""
     parts.is_draining = True
-    server.close()
+    listener.close()
     # Each connection ends after the request it has, idle ones now.
     front.pre_shutdown()
     deadline = time.monotonic() + settings.drain_seconds

@@ -78,6 +78,11 @@ class ProxyMetrics:
             registry=registry,
         )
         self.in_flight = Gauge("fleetpulse_proxy_requests_in_flight", "Requests under way", registry=registry)
+        self.malformed = Counter(
+            "fleetpulse_proxy_malformed_requests_total",
+            "Requests refused because they are not HTTP as it should be; they are not in the log",
+            registry=registry,
+        )
         self.refused_messages = Counter(
             "fleetpulse_proxy_messages_refused_total",
             "Messages of the stream that could not be read, by reason",

@@ -380,6 +380,12 @@ class Site:
             await consumer.stop()
 
 
+@pytest.fixture(name="until")
+def until_fixture() -> Callable[..., Awaitable[None]]:
+    """until(), for tests without a site."""
+    return until
+
+
 async def _cancel(task: "asyncio.Task[None]") -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):

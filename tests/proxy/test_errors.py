@@ -3,6 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import aiohttp
 import openai
 import pytest
 
@@ -271,8 +272,72 @@ async def test_other_urls_and_methods_are_refused(ready) -> None:
         ("DELETE", "/v1/models/x", 405),
         ("GET", "/", 404),
     ):
+        code = "method_not_allowed" if status == 405 else "unknown_url"
         async with ready.session.request(method, f"{ready.url}{path}", headers=ready.headers) as answer:
-            assert (answer.status, "error" in await answer.json()) == (status, True), (method, path)
+            refused((answer.status, await answer.json()), status, code)
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "code"),
+    [
+        ("Upgrade", "websocket", "upgrade_refused"),
+        ("Expect", "200-ok", "unsupported_expectation"),
+        ("Content-Encoding", "br", "unsupported_encoding"),
+    ],
+)
+async def test_what_is_asked_of_the_connection_is_refused(ready, header, value, code) -> None:
+    headers = ready.headers | {header: value}
+    async with ready.session.post(f"{ready.url}/v1/completions", data=b"{}", headers=headers) as answer:
+        refused((answer.status, await answer.json()), 400, code)
+
+
+async def test_more_requests_than_there_may_be_are_told_to_come_again(site) -> None:
+    await site.start(requests_in_flight=1)
+    await site.worker(await site.engine(step_seconds=0.05))
+    await site.routed(1)
+    first = asyncio.create_task(site.chat(stream=True, max_tokens=1000, ignore_eos=True))
+
+    async def is_under_way() -> bool:
+        return await site.metric("fleetpulse_proxy_requests_in_flight") == 1
+
+    await site.until(is_under_way, "the first request")
+    refused(await site.chat(), 503, "overloaded")
+    first.cancel()
+
+    async def is_over() -> bool:
+        return await site.metric("fleetpulse_proxy_requests_in_flight") == 0
+
+    await site.until(is_over, "the first request to be over")
+    assert (await site.chat())[0] == 200
+
+
+async def test_nobody_is_let_in_before_the_keys_are_known(site) -> None:
+    site.database.url = type(site.database.url)("postgresql://127.0.0.1:1/none")
+
+    async def is_listening() -> bool:
+        try:
+            async with site.session.get(f"{site.url}/healthz") as answer:
+                return answer.status == 200
+        except aiohttp.ClientConnectionError:
+            return False
+
+    site.is_ready = is_listening
+    await site.start()
+    refused(await site.chat(), 503, "not_ready")
+    async with site.session.get(f"{site.url}/readyz") as answer:
+        assert (answer.status, "access" in (await answer.json())["missing"]) == (503, True)
+
+
+async def test_a_fault_of_ours_ends_one_request_and_no_other(ready, monkeypatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("made up")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("proxy.pipeline.resolve", fails)
+        status, body = await ready.chat()
+        refused((status, body), 500, "internal_error")
+        assert "made up" not in str(body)
+    assert (await ready.chat())[0] == 200
 
 
 async def test_further_paths_of_engines_are_let_through_by_name(site) -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import logging
 
 import pytest
 
 from proxy.fleet import parse_address
+from proxy.seldom import Seldom
 
 MODEL = "acme/mock-model"
 BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}).encode()
@@ -203,6 +205,26 @@ async def test_a_refusal_of_garbage_has_openais_shape(watched) -> None:
     error = json.loads(body)["error"]
     assert (error["code"], error["type"]) == ("malformed_request", "invalid_request_error")
     assert error["correlation_id"].encode() in head
+
+
+async def test_garbage_is_counted_and_fills_no_log(watched, caplog) -> None:
+    for _ in range(20):
+        await talk(watched, REFUSED["two lengths in one"])
+    assert await watched.metric("fleetpulse_proxy_malformed_requests_total") == 20
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+def test_what_clients_bring_about_is_told_now_and_then_with_a_count(monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("proxy.seldom.time.monotonic", lambda: now)
+    seldom = Seldom()
+    told = []
+    for number in range(250):
+        now = number / 10
+        record = logging.makeLogRecord({"msg": "request failed", "levelno": logging.ERROR})
+        if seldom.filter(record):
+            told.append((number, getattr(record, "left_out", 0)))
+    assert told == [(0, 0), (100, 99), (200, 99)]
 
 
 @pytest.mark.parametrize("field", ["api_base", "base_url", "url", "engine_url", "callback"])

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 import urllib.error
@@ -12,11 +13,18 @@ import urllib.request
 
 import aiohttp
 import pytest
+import uvloop
+from aiohttp import web
 
 from fleetpulse.local.ports import free_port
 from fleetpulse.local.processes import Child
+from fleetpulse.settings import ProxySettings
 from fleetpulse.stream.usage import UsageRecord
+from proxy.fleet import Address
+from proxy.front import ClientConnection, Front
+from proxy.listen import listen
 from proxy.metrics import DURATION_BOUNDS, FIRST_TOKEN_BOUNDS, PER_TOKEN_BOUNDS
+from proxy.relay.connection import Pool
 from proxy.spool import Spool
 
 MODEL = "acme/mock-model"
@@ -259,6 +267,68 @@ async def test_usage_that_is_left_at_the_end_is_sent_at_the_next_start(site, bro
     # Once more, if the broker took it before its end without saying so.
     assert {(record.completion_tokens, record.record_id[-2:]) for record in await site.usage(1)} == {(8, "-1")}
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_no_write_waits_for_an_acknowledgement(new_loop, until) -> None:
+    """On neither side of the proxy: a small write that waits for the one before it waits for 40 ms."""
+
+    async def handle(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response()
+
+    async def options() -> list[int]:
+        clients = []
+
+        class Watched(ClientConnection):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                super().connection_made(transport)
+                clients.append(self)
+
+        monkeypatch.setattr("proxy.front.ClientConnection", Watched)
+        front = Front(handle, ProxySettings(), lambda: None)
+        listener = await listen(front, "127.0.0.1", 0, shared=False)
+        pool = Pool(idle_seconds=1, idle_most=1, connect_timeout_seconds=5)
+        try:
+            engine = await pool.connect(Address("127.0.0.1", listener.port, False, ""))
+            await until(lambda: clients, "the connection")
+            return [
+                connection.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                for connection in (engine, clients[0])
+            ]
+        finally:
+            engine.transport.abort()
+            listener.close()
+            await front.shutdown(1)
+
+    with pytest.MonkeyPatch.context() as monkeypatch, asyncio.Runner(loop_factory=new_loop) as runner:
+        assert all(runner.run(options()))
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_clients_that_come_at_once_are_all_taken_in_one_turn(new_loop) -> None:
+    """Not one a turn: a busy process has few turns."""
+
+    async def turns() -> int:
+        made = []
+
+        class Quiet(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                made.append(transport)
+
+        listener = await listen(Quiet, "127.0.0.1", 0, shared=False)
+        clients = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(100)]
+        count = 0
+        while len(made) < len(clients) and count < 1_000:
+            await asyncio.sleep(0)
+            count += 1
+        listener.close()
+        for end in (*made, *clients):
+            end.close()
+        await asyncio.sleep(0.05)
+        return count
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(turns()) < 30
 
 
 def test_a_full_spool_drops_the_oldest_and_counts_it() -> None:
