@@ -10,7 +10,7 @@ A side that is not known makes the window unknown, and not a gap of everything:
 - the proxy's, where nobody's records came from around that time (``no_proxy_records``). Where records came, a worker
   without any was sent nothing, which is a known zero.
 
-Windows of the last hour or so are made again with each pass, for what comes late.
+Windows of the last half hour or so are made again with each pass, for what comes late.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,8 @@ from fleetpulse.settings import CollectorSettings, DatabaseSettings
 GAP: Final = timedelta(seconds=150)
 # Of an interval: another collector's pass as recent as this makes ours needless.
 _RECENT_SHARE: Final = 0.8
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _LEDGER: Final = """
 WITH windows AS MATERIALIZED (
@@ -57,11 +59,14 @@ by_engine AS (
         window_start, worker_key, engine_key, sum(input * part) AS input, sum(output * part) AS output,
         count(*) FILTER (WHERE is_reset)::int AS resets, sum(seconds) AS seconds
     FROM steps
-    JOIN windows ON before < window_end AND time > window_start
+    CROSS JOIN generate_series(date_bin(%(width)s, before, %(epoch)s), time, %(width)s) AS window_start
     CROSS JOIN LATERAL (
-        SELECT extract(epoch FROM least(time, window_end) - greatest(before, window_start))::float8 AS seconds
+        SELECT extract(
+            epoch FROM least(time, window_start + %(width)s) - greatest(before, window_start)
+        )::float8 AS seconds
     ) AS s
     CROSS JOIN LATERAL (SELECT seconds / extract(epoch FROM time - before)::float8 AS part) AS p
+    WHERE window_start >= %(first)s AND window_start <= %(last)s AND window_start < time
     GROUP BY window_start, worker_key, engine_key
 ),
 engine AS (
@@ -93,7 +98,10 @@ proxy AS (
         sum(input_tokens) FILTER (WHERE first_at >= window_start AND first_at < window_end) AS input,
         sum(output_tokens * part) AS output
     FROM attempts
-    JOIN windows ON time < window_end AND ended_at >= window_start
+    CROSS JOIN generate_series(
+        date_bin(%(width)s, greatest(time, %(first)s), %(epoch)s), least(ended_at, %(last)s), %(width)s
+    ) AS window_start
+    CROSS JOIN LATERAL (SELECT window_start + %(width)s AS window_end) AS w
     CROSS JOIN LATERAL (
         SELECT
             ended_at >= window_start AND ended_at < window_end AS is_ending,
@@ -204,6 +212,7 @@ async def reckon(
                     "last": last,
                     "width": width,
                     "gap": GAP,
+                    "epoch": _EPOCH,
                     "oldest": first - timedelta(seconds=LONGEST_SECONDS),
                 },
             )
@@ -232,5 +241,4 @@ def show(summary: Summary, metrics: CollectorMetrics) -> None:
 
 def _start(moment: datetime, width: timedelta) -> datetime:
     """Start of the window that a moment is in; windows are counted from midnight UTC of 1970."""
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    return epoch + (moment - epoch) // width * width
+    return _EPOCH + (moment - _EPOCH) // width * width

@@ -39,13 +39,13 @@ class CollectorSettings(BaseSettings):
         300, ge=1, le=86_400, description="The token ledger compares proxy and engines over windows of this length"
     )
     ledger_interval_seconds: PositiveSeconds = Field(
-        60.0, description="How often the token ledger is brought up to date"
+        120.0, description="How often the token ledger is brought up to date"
     )
     ledger_settle_seconds: PositiveSeconds = Field(
         60.0, description="A window is compared this long after its end, when the last records and samples are there"
     )
     ledger_lookback_seconds: PositiveSeconds = Field(
-        3_600.0, description="... and again while it ended less than this long ago, for what comes late"
+        1_800.0, description="... and again while it ended less than this long ago, for what comes late"
     )
     maintenance_interval_seconds: PositiveSeconds = Field(
         600.0, description="Plain PostgreSQL: how often partitions are made ahead and dropped"
