@@ -43,7 +43,11 @@ async def ask(url: str | None) -> Alertmanager:
             aiohttp.ClientSession(timeout=timeout, raise_for_status=True) as session,
             session.get(f"{url.rstrip('/')}/api/v2/alerts", params=_QUERY) as answer,
         ):
-            body = await answer.content.read(BYTES_MAXIMUM)
+            body = bytearray()
+            async for chunk in answer.content.iter_any():
+                body += chunk
+                if len(body) > BYTES_MAXIMUM:
+                    raise ValueError(f"its answer is longer than {BYTES_MAXIMUM} bytes")
             return Alertmanager("answered", None, _alerts(msgspec.json.decode(body, type=list[dict[str, Any]])))
     except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, ValueError) as error:
         return Alertmanager("unreachable", f"{type(error).__name__}: {error}"[:300].rstrip(": "), ())

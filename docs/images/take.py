@@ -12,12 +12,13 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import psutil
 from playwright.async_api import Browser, Page, async_playwright
 
 FOLDER: Final = Path(__file__).parent
@@ -29,7 +30,7 @@ REQUEST: Final = {"model": "mock-model", "messages": [{"role": "user", "content"
 REQUEST_PAUSE_SECONDS: Final = 2.0
 SETTLE_MILLISECONDS: Final = 2500
 WIDE: Final = {"width": 1360, "height": 800}
-TALL: Final = {"width": 1360, "height": 1230}
+TALL: Final = {"width": 1360, "height": 1080}
 PHONE: Final = {"width": 375, "height": 780}
 
 
@@ -77,7 +78,10 @@ async def take(page: Page, url: str) -> None:
     """All pictures."""
     await shot(page, f"{url}/#/", "fleet-light")
     await page.emulate_media(color_scheme="dark")
-    await shot(page, f"{url}/#/", "fleet-dark")
+    worker = await page.locator("table.fleet tbody th a").first.inner_text()
+    with silent(worker):
+        await page.locator("table.fleet tbody tr").filter(has_text=worker).get_by_text("stale", exact=True).wait_for()
+        await shot(page, f"{url}/#/", "fleet-dark")
     await page.emulate_media(color_scheme="light")
     # Of the workers with most GPUs there is most to see.
     await page.get_by_role("button", name="GPUs", exact=True).click()
@@ -88,6 +92,23 @@ async def take(page: Page, url: str) -> None:
     await shot(page, f"{url}/#/usage", "usage")
     await page.set_viewport_size(PHONE)
     await shot(page, f"{url}/#/", "phone")
+
+
+@contextlib.contextmanager
+def silent(worker: str) -> Iterator[None]:
+    """Freeze a worker's agent for a while."""
+    agents = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "agent" in (process.info["cmdline"] or ()) and worker in process.environ().values()
+    ]
+    for agent in agents:
+        agent.suspend()
+    try:
+        yield
+    finally:
+        for agent in agents:
+            agent.resume()
 
 
 async def shot(page: Page, url: str, name: str) -> None:

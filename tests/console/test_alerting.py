@@ -1,7 +1,6 @@
 """What counts as wrong, from what is known; and what Alertmanager is heard to say."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,41 +14,45 @@ from fleetpulse.settings import JobSettings
 from fleetpulse.stream.fleet_view import MassSilence, WorkerView
 from fleetpulse.stream.heartbeat import Engine, Heartbeat
 
-WORKER = WorkerView(
-    worker_id="w",
-    instance_id="w",
-    state="alive",
-    heartbeat=Heartbeat("w", "w", "boot", 1, 0, 1.0, "ready", "1.0"),
-    heartbeat_age_seconds=0.5,
-    stale_after_seconds=3.3,
-    stale_for_seconds=None,
-    recorded_age_seconds=None,
-    heartbeats=1,
-    heartbeats_missed=0,
-    sequence_gaps=0,
-    restarts=0,
-    duplicates=0,
-    clock_skew_seconds=0.0,
-    engine_stalled_seconds=None,
-)
+FIELDS: dict[str, Any] = {
+    "worker_id": "w",
+    "instance_id": "w",
+    "state": "alive",
+    "heartbeat": Heartbeat("w", "w", "boot", 1, 0, 1.0, "ready", "1.0"),
+    "heartbeat_age_seconds": 0.5,
+    "stale_after_seconds": 3.3,
+    "stale_for_seconds": None,
+    "recorded_age_seconds": None,
+    "heartbeats": 1,
+    "heartbeats_missed": 0,
+    "sequence_gaps": 0,
+    "restarts": 0,
+    "duplicates": 0,
+    "clock_skew_seconds": 0.0,
+    "engine_stalled_seconds": None,
+}
+
+
+def seen(**changes: Any) -> WorkerView:
+    return WorkerView(**(FIELDS | changes))
 
 
 def with_engine(**fields: Any) -> WorkerView:
     engine = Engine(**({"state": "ready"} | fields))
-    return replace(WORKER, heartbeat=Heartbeat("w", "w", "boot", 1, 0, 1.0, "ready", "1.0", engine=engine))
+    return seen(heartbeat=Heartbeat("w", "w", "boot", 1, 0, 1.0, "ready", "1.0", engine=engine))
 
 
-STALE = replace(WORKER, state="stale", heartbeat_age_seconds=12.0, stale_for_seconds=8.7)
+SILENT: dict[str, Any] = {"state": "stale", "heartbeat_age_seconds": 12.0, "stale_for_seconds": 8.7}
 
 
 @pytest.mark.parametrize(
     ("worker", "names"),
     [
-        (WORKER, []),
-        (STALE, ["WorkerStale"]),
-        (replace(WORKER, state="never_seen", heartbeat=None, heartbeat_age_seconds=None), []),
-        (replace(WORKER, engine_stalled_seconds=29.9), []),
-        (replace(WORKER, engine_stalled_seconds=30.0), ["WorkerStalled"]),
+        (seen(), []),
+        (seen(**SILENT), ["WorkerStale"]),
+        (seen(state="never_seen", heartbeat=None, heartbeat_age_seconds=None), []),
+        (seen(engine_stalled_seconds=29.9), []),
+        (seen(engine_stalled_seconds=30.0), ["WorkerStalled"]),
         (with_engine(state="unreachable"), ["EngineUnreachable"]),
         (with_engine(state="absent"), []),
         (with_engine(kv_cache_usage_ratio=0.98, requests_waiting=1), ["WorkerFull"]),
@@ -64,7 +67,7 @@ def test_a_worker_is_told_of_when_something_is_wrong_with_it(worker: WorkerView,
 
 def test_workers_that_fell_silent_together_are_one_alert() -> None:
     silence = MassSilence(active=True, reason="many_silent", silent_workers=40, workers=50)
-    assert list(alerting.of_workers([STALE] * 40, mass_silence=True)) == []
+    assert list(alerting.of_workers([seen(**SILENT)] * 40, mass_silence=True)) == []
     (one,) = alerting.of_pipeline(silence)
     assert (one.severity, "40 of 50" in one.detail) == ("critical", True)
     (one,) = alerting.of_pipeline(MassSilence(active=True, reason="just_joined"))
@@ -85,7 +88,7 @@ def test_a_database_that_is_away_is_an_alert_and_not_an_empty_list() -> None:
 
 
 def test_the_worst_come_first_and_no_name_floods_the_list() -> None:
-    many = [replace(STALE, worker_id=f"w{number}") for number in range(500)]
+    many = [seen(**SILENT | {"worker_id": f"w{number}"}) for number in range(500)]
     found = [*alerting.of_workers(many, mass_silence=False), alerting.of_database(UnavailableError("away"))]
     kept = alerting.shortened(found)
     assert (kept[0].name, len(kept)) == ("DatabaseAway", 1 + alerting.MOST_OF_A_KIND)
@@ -131,6 +134,25 @@ async def test_alertmanagers_alerts_are_told_newest_first(standing_in: Stand) ->
     assert odd.runbook_url is None
     assert (hot.subject, hot.summary, hot.runbook_url) == ("w1", "90 degrees.", "https://e.example/hot")
     assert hot.since is not None
+
+
+async def test_a_long_answer_is_read_whole_and_the_newest_alerts_are_kept(standing_in: Stand) -> None:
+    many = [
+        {
+            "labels": {"alertname": f"A{number}"},
+            "annotations": {"summary": "x" * 500},
+            "startsAt": f"2026-01-01T00:{number // 60:02}:{number % 60:02}Z",
+        }
+        for number in range(3000)
+    ]
+    found = await alertmanager.ask(await standing_in(web.json_response(many)))
+    assert (found.state, len(found.alerts)) == ("answered", alertmanager.MOST)
+    assert found.alerts[0].name == "A2999"
+
+
+async def test_an_answer_without_end_is_not_read_to_its_end(standing_in: Stand) -> None:
+    found = await alertmanager.ask(await standing_in(web.Response(body=b"[" * (alertmanager.BYTES_MAXIMUM + 1))))
+    assert (found.state, "longer than" in (found.detail or "")) == ("unreachable", True)
 
 
 @pytest.mark.parametrize("answer", [{"text": "no"}, {"text": "{}"}, {"status": 500}])

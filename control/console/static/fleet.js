@@ -226,8 +226,14 @@ function began(rows, to) {
 }
 
 function latest(series, format, now) {
-  const newest = series[0].points.filter(({ value }) => value !== null && value !== undefined).at(-1);
-  if (!newest) return null;
-  const age = now - newest.time;
-  return age > 3 * MINUTE_GAP_SECONDS ? `${format(newest.value)}, ${ago(age)}` : format(newest.value);
+  const newest = series.map(({ label, points }) => [label, points.findLast(({ value }) => isTold(value))]);
+  const said = newest.filter(([, point]) => point);
+  if (!said.length) return null;
+  const age = now - Math.min(...said.map(([, { time }]) => time));
+  const text = said
+    .map(([label, { value }]) => (series.length > 1 ? `${format(value)} ${label}` : format(value)))
+    .join(", ");
+  return age > 3 * MINUTE_GAP_SECONDS ? `${text}, ${ago(age)}` : text;
 }
+
+const isTold = (value) => value !== null && value !== undefined;
