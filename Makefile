@@ -7,7 +7,7 @@ PYTHON ?= $(shell for name in python3.11 python3 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 # Where Maven and npm are, a test lane that cannot run is a failure. Set it to nothing for "skip and say so". A browser,
 # which not everybody may install, is asked of nobody who has none.
-ALL_LANES := kafka,timescale,promtool,prometheus
+ALL_LANES := kafka,timescale,promtool,prometheus,compose
 FLEETPULSE_TEST_REQUIRE ?= $(if $(and $(shell command -v mvn),$(shell command -v npm)),$(ALL_LANES))
 PROGRAMS_FOLDER := .test/programs
 
