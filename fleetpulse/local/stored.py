@@ -49,7 +49,7 @@ def wait_until_stored(
         if not _is_complete(before):
             tell("waiting until the collector has stored what was sent")
         while not _is_complete(before) and time.monotonic() - began < _LONGEST_SECONDS:
-            if time.monotonic() - changed_at > _QUIET_SECONDS and not unread():
+            if time.monotonic() - changed_at > _QUIET_SECONDS and unread() == 0:
                 break
             time.sleep(_LOOK_SECONDS)
             now = count(connection, simulation)

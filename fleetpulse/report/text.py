@@ -55,7 +55,8 @@ def _agents(runs: Sequence[Run]) -> str:
             "rows / s": f"{stored['rows_per_second'].sum():,.1f}",
             **{f"heartbeat {p} ms": _latency(beats, p) for p in ("p50", "p95", "p99")},
             "most lag, messages": f"{behind.max():,.0f}" if len(behind) else "",
-            "rows lost": f"{stored['lost'].sum():,.0f}",
+            "rows lost": f"{stored['lost'].sum():,.0f}"
+            + (" not stored yet" if run.about.get("unread_messages") else ""),
             "rows doubled": f"{stored['doubled'].sum():,.0f}",
             **{f"{part} cores": _two_decimals(float(used[part])) for part in _PARTS if part in used.index},
             "others cores": "" if others is None else _two_decimals(others),
