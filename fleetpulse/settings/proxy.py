@@ -66,7 +66,7 @@ class ProxySettings(BaseSettings):
     engine_idle_seconds: PositiveSeconds = Field(
         4.0, description="Connections to engines idle for this long are closed; vLLM closes them after 5"
     )
-    engine_connections_idle: int = Field(256, ge=0, le=65_535, description="Most idle connections kept to one engine")
+    engine_connections_idle: int = Field(1_024, ge=0, le=65_535, description="Most idle connections kept to one engine")
     attempts: int = Field(3, ge=1, le=100, description="Most workers tried for one request")
     retry_share: float = Field(
         0.2, ge=0, le=1, description="Requests tried again because of an answer or a timeout, as a share of all"
