@@ -32,7 +32,7 @@ run: $(VENV)/.installed-local  ## Start the embedded stack and show the fleet
 test: export PATH := $(CURDIR)/$(PROGRAMS_FOLDER)/usr/bin:$(PATH)
 test: lint test-programs  ## Check style and types, and run all tests
 	browser=$$(command -v chromium >/dev/null && echo ,chromium); lanes="$(FLEETPULSE_TEST_REQUIRE)"; \
-	FLEETPULSE_TEST_REQUIRE="$$lanes$${lanes:+$$browser}" $(VENV)/bin/python -m pytest
+	FLEETPULSE_TEST_REQUIRE="$$lanes$${lanes:+$$browser}" $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## Check style and types
 	$(VENV)/bin/ruff check .

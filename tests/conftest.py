@@ -9,6 +9,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -30,6 +31,9 @@ PGLITE_SOURCE = ROOT / "tests" / "database" / "pglite"
 PGLITE_FOLDER = ROOT / ".test" / "pglite"
 NATIVE_URL = os.environ.get("FLEETPULSE_TEST_DATABASE_URL")
 REQUIRED = {name.strip() for name in os.environ.get("FLEETPULSE_TEST_REQUIRE", "").split(",") if name.strip()}
+
+# Programs that come in wheels.
+os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
 
 _names = itertools.count()
 

@@ -48,10 +48,11 @@ class Workers:
             "agent_version": "1.2.3",
             "agent_checksum": "abc",
         }
-        await self.send(heartbeat.encode(Heartbeat(**(fields | changes))))
+        # As agents do it: those of one worker stay in order.
+        await self.send(heartbeat.encode(Heartbeat(**(fields | changes))), worker.encode())
 
-    async def send(self, value: bytes) -> None:
-        await self._producer.send(HEARTBEATS.name, value)
+    async def send(self, value: bytes, key: bytes | None = None) -> None:
+        await self._producer.send(HEARTBEATS.name, value, key)
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def newest_sample(state: dict[str, Any]) -> str:
 
 def living(state: dict[str, Any]) -> list[str]:
     """Parts whose process runs."""
-    found = {process.pid for process in psutil.process_iter() if process.status() != psutil.STATUS_ZOMBIE}
+    found = {one.pid for one in psutil.process_iter(["status"]) if one.info["status"] != psutil.STATUS_ZOMBIE}
     return [name for name, pid in state["pids"].items() if pid in found]
 
 
