@@ -141,3 +141,8 @@ class JobSettings(BaseSettings):
 
     catalogue_interval_seconds: PositiveSeconds = Field(300.0, description="Pause between readings of the catalogue")
     catalogue_timeout_seconds: PositiveSeconds = Field(60.0, description="Longest wait for the catalogue")
+
+    records_interval_seconds: PositiveSeconds = Field(3600.0, description="How often old records are looked for")
+    records_days: float = Field(
+        400.0, gt=0, le=36_500, description="The action log and checks of archived instances are kept so long"
+    )

@@ -65,6 +65,7 @@ QUICK = {
     "recovery_interval_seconds": 0.1,
     "volumes_interval_seconds": 0.1,
     "agent_versions_interval_seconds": 0.1,
+    "records_interval_seconds": 0.1,
     "worker_watchdog_interval_seconds": 0.05,
 }
 
