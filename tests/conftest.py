@@ -21,7 +21,6 @@ from psycopg.conninfo import make_conninfo
 
 from fleetpulse.database import prepare
 from fleetpulse.local import kafka_jars, pglite
-from fleetpulse.local.ports import free_port
 from fleetpulse.local.postgres import EmbeddedPostgres
 from fleetpulse.local.processes import StartError
 from fleetpulse.settings import DatabaseSettings
@@ -186,8 +185,8 @@ def database_settings(database_url: str) -> DatabaseSettings:
 
 @pytest.fixture
 def unused_port() -> int:
-    """A port on the loopback address that nobody listens on."""
-    return free_port()
+    """A port on the loopback address that nobody listens on, and that nobody gets meanwhile."""
+    return 1
 
 
 @pytest.fixture(scope="session")

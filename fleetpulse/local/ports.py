@@ -1,24 +1,23 @@
 """Free TCP ports on this machine's loopback address."""
 
+import itertools
 import os
-import random
 import socket
 from typing import Final
 
 LOOPBACK: Final = "127.0.0.1"
+# Below the ports that Linux gives to outgoing connections (32768 and up): one of those, bound before a slow server is
+# up, could take it.
 _FIRST: Final = 20_000
-_PLACES: Final = 12
-_PORTS_A_PLACE: Final = 1_000
+_PORTS: Final = 12_000
+# Processes that look at the same time look in different places, also those started one after the other; and none looks
+# where it has looked before: somebody may still call there for a server that is gone.
+_places: Final = itertools.count(os.getpid() * 997)
 
 
 def free_port() -> int:
-    """A port nobody listens on now; another program may still take it before the caller does.
-
-    Below the ports that Linux gives to outgoing connections (32768 and up): one of those, bound before a slow server
-    is up, could take it. Processes that were started one after the other look in different places.
-    """
-    first = _FIRST + os.getpid() % _PLACES * _PORTS_A_PLACE
-    while not is_free(port := random.randrange(first, first + _PORTS_A_PLACE)):
+    """A port nobody listens on now; another program may still take it before the caller does."""
+    while not is_free(port := _FIRST + next(_places) % _PORTS):
         pass
     return port
 

@@ -46,7 +46,7 @@ def settings(tmp_path: Path, **others: object) -> AgentSettings:
 async def running(options: AgentSettings) -> AsyncIterator[str]:
     """An agent's URL while it runs; leaving stops it, and fails if it failed or took too long."""
     stop = asyncio.Event()
-    stream = StreamSettings(bootstrap=f"127.0.0.1:{free_port()}", request_timeout_seconds=0.5)
+    stream = StreamSettings(bootstrap="127.0.0.1:1", request_timeout_seconds=0.5)
     task = asyncio.create_task(agent.main.run(options, stream, stop))
     try:
         yield f"http://127.0.0.1:{options.port}"
@@ -121,7 +121,7 @@ async def test_a_message_the_door_refuses_is_dropped_and_counted(door, tmp_path,
 async def test_what_is_made_while_nobody_listens_arrives_after_a_restart(
     door, tmp_path, eventually: Eventually
 ) -> None:
-    nobody = settings(tmp_path, collector_url=f"http://127.0.0.1:{free_port()}")
+    nobody = settings(tmp_path, collector_url="http://127.0.0.1:1")
     async with running(nobody):
         await eventually(lambda: sum(path.stat().st_size for path in segments(tmp_path)) > 20_000)
     async with running(settings(tmp_path, collector_url=door.url)):
@@ -134,7 +134,7 @@ async def test_what_is_made_while_nobody_listens_arrives_after_a_restart(
 
 
 async def test_an_absent_broker_delays_neither_heartbeats_nor_the_stop(tmp_path: Path, eventually: Eventually) -> None:
-    options = settings(tmp_path, transport="kafka", otlp_endpoint=f"http://127.0.0.1:{free_port()}/v1/metrics")
+    options = settings(tmp_path, transport="kafka", otlp_endpoint="http://127.0.0.1:1/v1/metrics")
     began = time.monotonic()
     async with running(options) as url:
         await eventually(lambda: len(segments(tmp_path)) >= 2)
@@ -213,7 +213,7 @@ def test_sigterm_ends_the_process_in_time_with_the_unsent_on_disk(tmp_path: Path
         "FLEETPULSE_AGENT_WORKER_ID": "worker-1",
         "FLEETPULSE_AGENT_STATE_DIR": str(tmp_path),
         "FLEETPULSE_AGENT_PORT": "0",
-        "FLEETPULSE_KAFKA_BOOTSTRAP": f"127.0.0.1:{free_port()}",
+        "FLEETPULSE_KAFKA_BOOTSTRAP": "127.0.0.1:1",
         "WORKER_SIMULATE_GPU_COUNT": "1",
         "FLEETPULSE_LOG_FORMAT": "json",
     }
@@ -231,7 +231,7 @@ def test_sigterm_ends_the_process_in_time_with_the_unsent_on_disk(tmp_path: Path
 
 
 async def test_another_otlp_endpoint_gets_the_same_samples(door, tmp_path: Path, eventually: Eventually) -> None:
-    nobody = f"http://127.0.0.1:{free_port()}"
+    nobody = "http://127.0.0.1:1"
     options = settings(tmp_path, collector_url=nobody, otlp_endpoint=f"{door.url}/v1/metrics")
     async with running(options):
         await eventually(lambda: len(door.metrics) >= 2)

@@ -74,9 +74,7 @@ class Control:
 async def running(database_url: str, bootstrap: str = "", **settings: Any) -> AsyncIterator[Control]:
     """Control on a database, with a broker or without."""
     port, stop = free_port(), asyncio.Event()
-    stream = StreamSettings(
-        bootstrap=bootstrap or f"127.0.0.1:{free_port()}", request_timeout_seconds=3.0, stale_after_seconds=2.5
-    )
+    stream = StreamSettings(bootstrap=bootstrap or "127.0.0.1:1", request_timeout_seconds=3.0, stale_after_seconds=2.5)
     own = ControlSettings(port=port, admin_key=ADMIN_KEY, **settings)  # type: ignore[arg-type]
     database = DatabaseSettings(url=database_url)  # type: ignore[arg-type]
     control = asyncio.create_task(run(own, JobSettings(), stream, database, stop))

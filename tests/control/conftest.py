@@ -100,7 +100,7 @@ async def serve() -> AsyncIterator[Serve]:
 
         async def start(database_url: str | None = None, **settings: Any) -> Api:
             control = ControlSettings(port=0, **{"admin_key": ADMIN_KEY, **settings})
-            nowhere = f"127.0.0.1:{free_port()}"
+            nowhere = "127.0.0.1:1"
             url = database_url or f"postgresql://{nowhere}/none"
             database_settings = DatabaseSettings(url=SecretStr(url))
             database = await stack.enter_async_context(Database(control, database_settings))
@@ -175,7 +175,7 @@ def running() -> Callable[..., Any]:
     ) -> AsyncIterator[Service]:
         port, stop = free_port(), asyncio.Event()
         stream = StreamSettings(
-            bootstrap=bootstrap or f"127.0.0.1:{free_port()}",
+            bootstrap=bootstrap or "127.0.0.1:1",
             request_timeout_seconds=3.0,
             stale_after_seconds=stale_after_seconds,
         )

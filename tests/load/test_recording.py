@@ -90,7 +90,7 @@ def test_a_planted_loss_and_a_planted_double_are_found(
 
 
 def test_a_run_whose_database_is_away_is_told_and_is_no_recording(tmp_path: Path) -> None:
-    nowhere = f"127.0.0.1:{free_port()}"
+    nowhere = "127.0.0.1:1"
     state = {"pids": {}, "database_url": f"postgresql://{nowhere}/none", "collector_url": f"http://{nowhere}"}
     with pytest.raises(ConnectionError, match="database does not answer"), recording(tmp_path, "test", state, quiet):
         pass

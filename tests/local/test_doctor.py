@@ -9,15 +9,14 @@ from pydantic import SecretStr
 from fleetpulse import ownership
 from fleetpulse.local import checks
 from fleetpulse.local.doctor import doctor
-from fleetpulse.local.ports import free_port
 from fleetpulse.settings import DatabaseSettings, StreamSettings
 
 
 async def test_a_machine_without_broker_and_database_is_told_both(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("FLEETPULSE_KAFKA_BOOTSTRAP", f"127.0.0.1:{free_port()}")
-    monkeypatch.setenv("FLEETPULSE_DATABASE_URL", f"postgresql://postgres@127.0.0.1:{free_port()}/none")
+    monkeypatch.setenv("FLEETPULSE_KAFKA_BOOTSTRAP", "127.0.0.1:1")
+    monkeypatch.setenv("FLEETPULSE_DATABASE_URL", "postgresql://postgres@127.0.0.1:1/none")
     monkeypatch.setenv("FLEETPULSE_LOCAL_DATA_DIR", str(tmp_path / "none"))
     lines: list[str] = []
     assert await doctor(lines.append) == 1

@@ -14,7 +14,6 @@ from agent.encoder import Encoder
 from agent.exporter import Exporter
 from agent.identity import identify
 from agent.instruments import EXPORTS, GPU_ERRORS, GPU_UTILIZATION, Measurement
-from fleetpulse.local.ports import free_port
 from fleetpulse.local.simulate import Plan, simulate
 from fleetpulse.local.simulated_fleet import SimulatedFleet
 from fleetpulse.local.stencil import Stencil
@@ -150,7 +149,7 @@ async def test_it_ends_when_stopped(stream: StreamSettings) -> None:
 
 
 async def test_messages_that_no_broker_takes_count_as_failed() -> None:
-    away = StreamSettings(bootstrap=f"127.0.0.1:{free_port()}", request_timeout_seconds=0.3)
+    away = StreamSettings(bootstrap="127.0.0.1:1", request_timeout_seconds=0.3)
     report = await simulate(Plan.checked(2, 0.5, 0.5, 0.5, 0), away, asyncio.Event(), tell=quiet)
     assert report.samples.sent == report.samples.failed > 0
     assert report.samples.acked == 0

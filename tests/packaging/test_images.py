@@ -127,8 +127,8 @@ def prepared(target: str, image: Any, port: int, folder: Path, account: str | No
         "PATH": around["PATH"],
         "HOME": "/nonexistent",
         f"FLEETPULSE_{target.upper()}_PORT": str(port),
-        "FLEETPULSE_KAFKA_BOOTSTRAP": f"127.0.0.1:{free_port()}",
-        "FLEETPULSE_DATABASE_URL": f"postgresql://fleetpulse@127.0.0.1:{free_port()}/fleetpulse",
+        "FLEETPULSE_KAFKA_BOOTSTRAP": "127.0.0.1:1",
+        "FLEETPULSE_DATABASE_URL": "postgresql://fleetpulse@127.0.0.1:1/fleetpulse",
     }
     arguments = [sys.executable, *program, *command[1:]]
     return Child(target, arguments, folder / "log", environment, working_dir=closed, user=account)

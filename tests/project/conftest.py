@@ -58,7 +58,8 @@ def metrics_texts(
 ) -> Iterator[dict[str, str]]:
     """The /metrics of each service, with neither a broker nor a database there."""
     folder = tmp_path_factory.mktemp("services")
-    nowhere = free_port()
+    # Nobody listens there, ever: what these send must not reach the broker of a later test.
+    nowhere = 1
     environment = clean_environment | {
         "FLEETPULSE_KAFKA_BOOTSTRAP": f"{LOOPBACK}:{nowhere}",
         "FLEETPULSE_DATABASE_URL": f"postgresql://postgres@{LOOPBACK}:{nowhere}/none",

@@ -329,6 +329,11 @@ async def sql(jobs_database_url: str) -> AsyncIterator[psycopg.AsyncConnection[A
     """A connection of the test's own; afterwards the database is empty."""
     async with await psycopg.AsyncConnection.connect(jobs_database_url, autocommit=True) as connection:
         yield connection
+        # What was under way when the test ended has ended before all is cleared.
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
         await connection.execute(CLEAR)
 
 

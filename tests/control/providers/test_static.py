@@ -29,7 +29,7 @@ ENGINE = f"{sys.executable} -m fleetpulse.local.mock_engine --model {{model}} --
 
 def wanted(instance_id: str = "i-1", **changes: Any) -> MachineRequest:
     environment = {
-        "FLEETPULSE_KAFKA_BOOTSTRAP": f"{LOOPBACK}:{free_port()}",
+        "FLEETPULSE_KAFKA_BOOTSTRAP": f"{LOOPBACK}:1",
         "FLEETPULSE_AGENT_HOST": LOOPBACK,
         "FLEETPULSE_AGENT_WORKER_ID": "it's a $(touch evil); `touch evil`\\\"",
         "WORKER_SIMULATE_GPU_COUNT": "1",
