@@ -10,9 +10,11 @@ LOOPBACK: Final = "127.0.0.1"
 # up, could take it.
 _FIRST: Final = 20_000
 _PORTS: Final = 12_000
+# Servers with several processes take the ports that follow theirs.
+_STRIDE: Final = 7
 # Processes that look at the same time look in different places, also those started one after the other; and none looks
 # where it has looked before: somebody may still call there for a server that is gone.
-_places: Final = itertools.count(os.getpid() * 997)
+_places: Final = itertools.count(os.getpid() * 997, _STRIDE)
 
 
 def free_port() -> int:

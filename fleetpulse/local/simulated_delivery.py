@@ -67,8 +67,9 @@ class SimulatedDelivery:
                     await self._emptied()
         finally:
             drain.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await drain
+            await asyncio.wait({drain})
+            if not drain.cancelled():
+                drain.result()
             for message in self._spool:
                 message.counts.failed += 1
 

@@ -83,7 +83,7 @@ def wanted() -> Callable[..., MachineRequest]:
     def request(instance_id: str, **changes: Any) -> MachineRequest:
         # Nobody listens at the broker's address: the agent spools, and is well otherwise.
         environment = {
-            "FLEETPULSE_KAFKA_BOOTSTRAP": f"{LOOPBACK}:1",
+            "FLEETPULSE_KAFKA_BOOTSTRAP": f"{LOOPBACK}:{free_port()}",
             "FLEETPULSE_AGENT_INSTANCE_ID": instance_id,
             "FLEETPULSE_AGENT_HEARTBEAT_INTERVAL_SECONDS": "0.5",
             "FLEETPULSE_AGENT_SAMPLE_INTERVAL_SECONDS": "0.5",
