@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 
 from agent.instruments import Measurement
-from fleetpulse.stream.dictionary import Measure, Source, Table
+from fleetpulse.stream.measure import Measure, Source, Table
 
 Row = tuple[str, ...]
 """Values of a table's row and label attributes."""

@@ -13,6 +13,7 @@ from agent.gpu_reading import APPLICATION_XIDS, GpuReading, GpuSource
 from agent.sampling import Latest
 from fleetpulse.http import add_health_endpoints
 from fleetpulse.stream import dictionary
+from fleetpulse.stream.measure import Measure
 from fleetpulse.telemetry import RecentEvents
 
 LABELS: Final = {
@@ -86,9 +87,7 @@ def application(
     return app
 
 
-def _family(
-    name: str, measure: dictionary.Measure, labels: tuple[str, ...], rows: Mapping[tuple[str, ...], float]
-) -> Metric:
+def _family(name: str, measure: Measure, labels: tuple[str, ...], rows: Mapping[tuple[str, ...], float]) -> Metric:
     family_type = CounterMetricFamily if measure.kind == "counter" else GaugeMetricFamily
     family = family_type(name, measure.help, labels=labels)
     for row, value in rows.items():

@@ -13,8 +13,9 @@ from collector.directory import UNKNOWN, Directory
 from collector.template import Floats
 from collector.validate import Correction, Findings, TimeLimits, check_times, check_values
 from collector.walk import Histogram
-from fleetpulse.stream.dictionary import ENGINE, GPU, SYSTEM, TABLES, Table
+from fleetpulse.stream.dictionary import ENGINE, GPU, SYSTEM, TABLES
 from fleetpulse.stream.heartbeat import EngineState, Heartbeat, WorkerStatus
+from fleetpulse.stream.measure import Table
 
 MINUTE_MICROSECONDS: Final = 60_000_000
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from fleetpulse.stream.dictionary import TABLES, Combine, Source
+from fleetpulse.stream.dictionary import TABLES
+from fleetpulse.stream.measure import Combine, Source
 
 Condition = tuple[tuple[str, ...], frozenset[str]]
 """An attribute's spelling variants and the values meant; the empty string stands for its absence."""

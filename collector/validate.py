@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from collector.batch import Quality
 from collector.template import ABSENT, ABSENT_BITS, Floats, Integers
-from fleetpulse.stream.dictionary import Table
+from fleetpulse.stream.measure import Table
 
 Mask = npt.NDArray[np.bool_]
 NANOSECONDS: Final = 1_000_000_000

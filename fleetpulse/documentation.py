@@ -19,7 +19,8 @@ from fleetpulse.database.relations import ROLLUP_SUFFIXES, rollup_columns
 from fleetpulse.local.metric_catalogue import families
 from fleetpulse.local.metric_labels import LABELS, SIGNALS
 from fleetpulse.settings import GROUPS, names
-from fleetpulse.stream.dictionary import COUNTER_MAXIMUM, EXBIBYTE, TABLES, Measure, Source, Table
+from fleetpulse.stream.dictionary import COUNTER_MAXIMUM, EXBIBYTE, TABLES
+from fleetpulse.stream.measure import Measure, Source, Table
 
 FOLDER: Final = Path(__file__).parents[1] / "docs"
 _COMMAND: Final = "python -m fleetpulse.documentation"

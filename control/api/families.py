@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, LiteralString
 
-from fleetpulse.stream.dictionary import ENGINE, GPU, SYSTEM, Measure, Table
+from fleetpulse.stream.dictionary import ENGINE, GPU, SYSTEM
+from fleetpulse.stream.measure import Measure, Table
 
 Grouping = Literal["worker", "fleet"]
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
-from fleetpulse.stream.dictionary import TABLES, Measure, Table
+from fleetpulse.stream.dictionary import TABLES
+from fleetpulse.stream.measure import Measure, Table
 
 ROLLUP_SUFFIXES: Final = ("_1m", "_1h", "_1d")
 KEYS: Final = {

@@ -6,7 +6,8 @@ import pytest
 
 from collector.template import ABSENT
 from collector.validate import Findings, TimeLimits, check_times, check_values
-from fleetpulse.stream.dictionary import GPU, TABLES, Measure
+from fleetpulse.stream.dictionary import GPU, TABLES
+from fleetpulse.stream.measure import Measure
 
 MEASURES = [(table, index) for table in TABLES for index in range(len(table.measures))]
 

@@ -10,7 +10,8 @@ import psycopg
 import pytest
 
 from fleetpulse.database.relations import GROUPS, KEYS, Group, expected
-from fleetpulse.stream.dictionary import TABLES, Table
+from fleetpulse.stream.dictionary import TABLES
+from fleetpulse.stream.measure import Table
 
 WIDTHS = {"_1m": timedelta(minutes=1), "_1h": timedelta(hours=1), "_1d": timedelta(days=1)}
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
