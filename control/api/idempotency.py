@@ -24,10 +24,9 @@ _VALID: Final = re.compile(r"[\x21-\x7e]{1,200}")
 WAIT: Final = "2s"
 
 _EXPIRED: Final = """
-DELETE FROM idempotency_keys WHERE (principal, key_digest) IN (
-    SELECT principal, key_digest FROM idempotency_keys WHERE expires_at <= now()
-    ORDER BY expires_at LIMIT 100 FOR UPDATE SKIP LOCKED
-)
+DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM idempotency_keys WHERE expires_at <= now() ORDER BY expires_at LIMIT 100 FOR UPDATE SKIP LOCKED
+))
 """
 _CLAIM: Final = """
 INSERT INTO idempotency_keys (principal, key_digest, method, path, body_digest, expires_at)

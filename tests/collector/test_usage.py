@@ -6,13 +6,13 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-import msgspec
 import psycopg
 
 from collector import usage as usage_rows
 from collector.usage_sums import settle
 from collector.validate import TimeLimits
 from fleetpulse.database.connect import connect
+from fleetpulse.local.usage_records import usage_record
 from fleetpulse.settings import DatabaseSettings
 from fleetpulse.stream import usage
 from fleetpulse.stream.topics import USAGE
@@ -20,34 +20,12 @@ from fleetpulse.stream.usage import UsageRecord
 
 SECOND = 10**9
 DAY = 86_400 * SECOND
-RECORD = UsageRecord(
-    record_id="boot-1",
-    request_id="request-1",
-    attempt=1,
-    started_unix_nano=0,
-    instance_id="i-1",
-    worker_id="w-1",
-    organization_id="org",
-    key_id="key",
-    model_id="model",
-    model="acme/model",
-    path="/v1/chat/completions",
-    is_stream=True,
-    outcome="completed",
-    status=200,
-    duration_seconds=2.0,
-    first_token_seconds=0.25,
-    prompt_tokens=10,
-    completion_tokens=20,
-    cached_tokens=None,
-    token_source="engine",
-)
 
 
 def made(number: int, started: int | None = None, **changes: Any) -> UsageRecord:
     """A record of its own."""
     started = time.time_ns() - 60 * SECOND if started is None else started
-    return msgspec.structs.replace(RECORD, record_id=f"boot-{number}", started_unix_nano=started, **changes)
+    return usage_record(f"boot-{number}", started, **changes)
 
 
 def minute(now: datetime | None = None) -> int:

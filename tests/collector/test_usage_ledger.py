@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
 import psycopg
 import pytest
 
@@ -12,8 +11,8 @@ from collector.metrics import CollectorMetrics
 from collector.usage_ledger import Summary, reckon, show
 from collector.usage_sums import settle
 from fleetpulse.database.connect import connect
+from fleetpulse.local.usage_records import usage_record
 from fleetpulse.settings import CollectorSettings, DatabaseSettings
-from fleetpulse.stream.usage import UsageRecord
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 WIDTH = timedelta(minutes=5)
@@ -22,28 +21,6 @@ SETTINGS = CollectorSettings(
 )
 LAST = datetime.fromtimestamp((NOW.timestamp() - 30) // 300 * 300 - 300, UTC)
 """Start of the newest window that is over."""
-RECORD = UsageRecord(
-    record_id="0",
-    request_id="request",
-    attempt=1,
-    started_unix_nano=0,
-    instance_id="i-1",
-    worker_id="w-1",
-    organization_id="org",
-    key_id="key",
-    model_id="model",
-    model="acme/model",
-    path="/v1/completions",
-    is_stream=True,
-    outcome="completed",
-    status=200,
-    duration_seconds=2.0,
-    first_token_seconds=1.0,
-    prompt_tokens=10,
-    completion_tokens=20,
-    cached_tokens=None,
-    token_source="engine",
-)
 
 
 class Sides:
@@ -56,13 +33,13 @@ class Sides:
     def proxy(self, moment: datetime, number: int = 1, **changes: Any) -> None:
         """A request of a worker at a time."""
         self.records += 1
-        record = msgspec.structs.replace(
-            RECORD,
-            record_id=str(self.records),
-            started_unix_nano=int(moment.timestamp()) * 10**9,
+        fields: dict[str, Any] = {"first_token_seconds": 1.0} | changes
+        record = usage_record(
+            str(self.records),
+            int(moment.timestamp()) * 10**9,
             instance_id=f"i-{number}",
             worker_id=f"w-{number}",
-            **changes,
+            **fields,
         )
         with psycopg.connect(self.url, autocommit=True) as connection:
             assert usage_rows.store(connection, [record]) == 1

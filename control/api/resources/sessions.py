@@ -53,9 +53,9 @@ _USER: Final = """
 SELECT user_id, password_digest FROM users WHERE lower(email) = lower(%(email)s) AND disabled_at IS NULL
 """
 _PRUNE: Final = """
-DELETE FROM sessions WHERE session_id IN (
-    SELECT session_id FROM sessions WHERE expires_at <= now() ORDER BY expires_at LIMIT 100 FOR UPDATE SKIP LOCKED
-)
+DELETE FROM sessions WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM sessions WHERE expires_at <= now() ORDER BY expires_at LIMIT 100 FOR UPDATE SKIP LOCKED
+))
 """
 _BEGIN: Final = """
 INSERT INTO sessions (session_id, user_id, expires_at)

@@ -57,10 +57,9 @@ SELECT NULL, 0 WHERE EXISTS (SELECT FROM job_work WHERE owner IS NOT NULL AND le
 # A new token: whoever let the lease run out has lost the work, claimed again or not.
 _TAKE_BACK: Final = """
 UPDATE job_work SET owner = NULL, lease_until = NULL, token = nextval('job_tokens')
-WHERE (subject, job) IN (
-    SELECT subject, job FROM job_work WHERE owner IS NOT NULL AND lease_until < now() LIMIT 1000
-    FOR UPDATE SKIP LOCKED
-)
+WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM job_work WHERE owner IS NOT NULL AND lease_until < now() LIMIT 1000 FOR UPDATE SKIP LOCKED
+))
 """
 _CLAIM: Final = """
 WITH due AS (
