@@ -216,7 +216,9 @@ def measure_heartbeats(folder: Path) -> dict[str, object]:
         kafka.start()
         try:
             asyncio.run(ensure_topics(StreamSettings(bootstrap=kafka.bootstrap)))
-            with running(collector(folder, kafka.bootstrap, postgres.url(), port)):
+            consumer = collector(folder, kafka.bootstrap, postgres.url(), port)
+            with running(consumer):
+                consumer.wait_until(lambda: answers(port, "readyz"), 30)
                 agents = ("--agents", "1000", "--interval", "5", "--heartbeat-interval", "1")
                 command = (sys.executable, "-m", "fleetpulse", "simulate", *agents, "--duration", str(AGENT_SECONDS))
                 environment = os.environ | {"FLEETPULSE_KAFKA_BOOTSTRAP": kafka.bootstrap}
@@ -260,7 +262,7 @@ def lag_seconds(folder: Path, agents: int) -> list[float]:
             asyncio.run(ensure_topics(StreamSettings(bootstrap=kafka.bootstrap)))
             consumer = collector(folder, kafka.bootstrap, postgres.url(), port)
             with running(consumer):
-                consumer.wait_until(lambda: answers(port), 30)
+                consumer.wait_until(lambda: answers(port, "readyz"), 30)
                 times = ("--interval", "10", "--heartbeat-interval", "5", "--duration", str(MANY_AGENTS_SECONDS))
                 command = (sys.executable, "-m", "fleetpulse", "simulate", "--agents", str(agents), *times)
                 report = folder / "report.json"
@@ -277,9 +279,9 @@ def lag_seconds(folder: Path, agents: int) -> list[float]:
             kafka.stop()
 
 
-def answers(port: int) -> bool:
-    """Whether a service has begun to listen."""
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz"):
+def answers(port: int, path: str) -> bool:
+    """Whether a service says yes."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}"):
         return True
     return False
 

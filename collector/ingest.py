@@ -49,6 +49,8 @@ DAY_SECONDS: Final = 86_400.0
 ROWS_PER_MESSAGE: Final = 10
 # A round of less than this part of the most there may be is worth a moment's wait.
 SMALL_ROUND: Final = 10
+# Longest wait for records that came after those of a small round: an answer of the broker.
+FRESH_SECONDS: Final = 0.003
 
 
 class Ingest:
@@ -86,6 +88,7 @@ class Ingest:
         self._positions: dict[ProducerKey, Position] = {}
         self._writing: asyncio.Task[None] | None = None
         self._handed_over = float("-inf")
+        self._was_small = False
         self._careful_rounds = 0
         self._unwritable: set[tuple[TopicPartition, int]] = set()
         self._last_round: tuple[TopicPartition, int] | None = None
@@ -187,14 +190,17 @@ class Ingest:
         self.problem = None
 
     async def _fetch(self, most: int) -> tuple[dict[TopicPartition, list[Record]], list[Gap]]:
-        """The next round of records. Small ones are not written at once when another one just was: fewer, larger
+        """The next round of records. It begins no sooner after a small one than ``batch_age_seconds``: fewer, larger
         transactions, at no noticeable delay."""
+        early_seconds = self._handed_over + self._settings.batch_age_seconds - time.monotonic()
+        if self._was_small and early_seconds > 0:
+            await asyncio.sleep(early_seconds)
         fetched, gaps = await self._source.fetch(self._ownership.seconds_until_due(), most)
         count = sum(len(records) for records in fetched.values())
-        early_seconds = self._handed_over + self._settings.batch_age_seconds - time.monotonic()
-        if 0 < count < most // SMALL_ROUND and early_seconds > 0:
-            await asyncio.sleep(early_seconds)
-            more, more_gaps = await self._source.fetch(0, most - count)
+        self._was_small = count < most // SMALL_ROUND
+        if count and self._was_small:
+            # These were fetched when the last ones had been read; meanwhile there are others.
+            more, more_gaps = await self._source.fetch(FRESH_SECONDS, most - count)
             for partition, records in more.items():
                 fetched.setdefault(partition, []).extend(records)
             gaps += more_gaps
@@ -263,7 +269,8 @@ class Ingest:
 
     async def _know_producers(self, intake: Intake) -> None:
         """Load what is stored of producers not heard before."""
-        unknown = intake.producers - self._positions.keys()
+        # Not a difference of sets: that would go through all producers ever heard.
+        unknown = {key for key in intake.producers if key not in self._positions}
         if not unknown:
             return
         if self._directory.incomplete:

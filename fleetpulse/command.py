@@ -146,8 +146,10 @@ def _add_record(parser: argparse._ActionsContainer) -> None:
 
 def _serve(main_coroutine: Callable[[asyncio.Event], Awaitable[object]], fast_loop: bool = False) -> int:
     """Run a service until it is told to stop."""
+    from fleetpulse.garbage import keep_collections_short
     from fleetpulse.http import run_until_stopped
 
+    keep_collections_short()
     with asyncio.Runner(loop_factory=_fast_loop() if fast_loop else None) as runner:
         runner.run(run_until_stopped(main_coroutine))
     return 0

@@ -19,7 +19,7 @@ class CollectorSettings(BaseSettings):
         (), description="SHA-256 digests (hex) of the tokens that open the HTTP door, comma-separated; none closes it"
     )
     batch_rows: int = Field(20_000, ge=1, le=1_000_000, description="Most rows written in one transaction, roughly")
-    batch_age_seconds: PositiveSeconds = Field(0.02, description="Shortest time between small transactions")
+    batch_age_seconds: PositiveSeconds = Field(0.01, description="Shortest time between small transactions")
     message_bytes: int = Field(4_194_304, ge=1_024, description="Largest message accepted; larger are dead letters")
     lease_seconds: PositiveSeconds = Field(3.0, description="A collector silent for this long loses its partitions")
     future_tolerance_seconds: float = Field(
