@@ -83,7 +83,7 @@ class Database:
         return self._pool.get_stats()
 
     async def rows(
-        self, statement: LiteralString | Composed, parameters: Parameters | None = None, *, binary: bool = False
+        self, statement: LiteralString | bytes | Composed, parameters: Parameters | None = None, *, binary: bool = False
     ) -> list[Row]:
         """All rows of a query; ``binary`` is the quicker way for arrays of numbers. Raises UnavailableError."""
         if self.lacking is not None:
@@ -151,7 +151,7 @@ class Database:
             _log.debug("abandoned query ended", extra={"error": repr(query.exception())})
 
     async def _query(
-        self, statement: LiteralString | Composed, parameters: Parameters | None, binary: bool
+        self, statement: LiteralString | bytes | Composed, parameters: Parameters | None, binary: bool
     ) -> list[Row]:
         with self._translated():
             async with self._pool.connection() as connection:

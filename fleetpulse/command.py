@@ -156,7 +156,7 @@ def _serve(main_coroutine: Callable[[asyncio.Event], Awaitable[object]], fast_lo
 
 
 def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it can be imported (it is in the collector's extra, but not built for every platform)."""
+    """uvloop where it can be imported (the services' extras have it, but it is not built for every platform)."""
     try:
         import uvloop
     except ImportError:
@@ -192,7 +192,7 @@ def _control(_: argparse.Namespace) -> int:
     _log()
     settings, jobs = load(ControlSettings), load(JobSettings)
     stream, database = load(StreamSettings), load(DatabaseSettings)
-    return _serve(lambda stop: run(settings, jobs, stream, database, stop))
+    return _serve(lambda stop: run(settings, jobs, stream, database, stop), fast_loop=True)
 
 
 def _proxy(asked: argparse.Namespace) -> int:

@@ -137,7 +137,7 @@ def relations_read(url: str) -> dict[str, list[str]]:
         for group, workers in (("worker", ["worker-1"]), ("fleet", None)):
             asked = ActivityParameters(WINDOW_SECONDS, "minute", None, workers, group)
             parameters = query_parameters(asked, datetime.now(UTC), ROWS_PER_RESPONSE)
-            text = statement(GPU_ACTIVITY, asked).as_string(connection)
+            text = statement(GPU_ACTIVITY, asked).decode()
             plan = connection.execute(f"EXPLAIN (FORMAT JSON) {text}", parameters).fetchone()[0]
             found[group] = sorted(set(tables(plan)))
             allowed = {"workers"} if group == "worker" else set()

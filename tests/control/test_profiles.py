@@ -2,6 +2,7 @@ import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 
@@ -18,7 +19,7 @@ async def ask(
     asked = ActivityParameters(1800, granularity, None, None, group)
     cursor = await sql.execute(statement(family, asked), query_parameters(asked, now, 1000), binary=True)
     (columns,) = await cursor.fetchall()
-    return list(rows_of(shown_fields(family, asked), columns, 1000))
+    return [msgspec.structs.asdict(row) for row in rows_of(shown_fields(family, asked), columns, 1000)]
 
 
 async def test_rates_from_real_rollups_agree_with_the_samples_in_both_profiles(any_database_url: str) -> None:

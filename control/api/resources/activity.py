@@ -1,14 +1,15 @@
 """``/gpu/activity``, ``/system/activity`` and ``/engine/activity``: what the database holds, as rows of numbers."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
-from psycopg.sql import SQL, Composed, Identifier
+from psycopg.sql import SQL, Identifier
 
 from control.api import grouped_statements, parameters, statements
 from control.api.call import Call
@@ -21,8 +22,10 @@ from control.api.parameters import (
     ActivityParameters,
     EngineQuery,
     GpuQuery,
+    Granularity,
     SystemQuery,
 )
+from control.api.statements import STATEMENTS_KEPT
 from control.database import Row
 
 # Between so many values others get their turn: a few milliseconds.
@@ -55,22 +58,37 @@ async def _answer(call: Call[Any, Nothing], asked: ActivityParameters, family: F
     return await _response(asked, now, fields, columns, most)
 
 
-def shown_fields(family: Family, asked: ActivityParameters) -> list[str]:
+def shown_fields(family: Family, asked: ActivityParameters) -> tuple[str, ...]:
     """Fields of a row, in order."""
-    measured = (name for name, _, _ in family.measured(asked.group, coarse=asked.granularity != "second"))
-    return [*family.identity(asked.group), *(name for name in measured if asked.fields is None or name in asked.fields)]
+    return _shown_fields(family, asked.granularity, asked.group, asked.fields)
 
 
-def statement(family: Family, asked: ActivityParameters) -> Composed:
+@lru_cache(STATEMENTS_KEPT)
+def _shown_fields(
+    family: Family, granularity: Granularity, group: Grouping | None, wanted: frozenset[str] | None
+) -> tuple[str, ...]:
+    measured = (name for name, _, _ in family.measured(group, coarse=granularity != "second"))
+    return (*family.identity(group), *(name for name in measured if wanted is None or name in wanted))
+
+
+def statement(family: Family, asked: ActivityParameters) -> bytes:
     """The query that answers it, in one row: an array a field, null where there is nothing. Rows of their own cost the
     driver, and rows as JSON the database, several times as much."""
-    level = LEVELS[asked.granularity]
-    if asked.group is None:
-        rows = statements.activity(family, level, asked.fields)
+    return _statement(family, asked.granularity, asked.group, asked.fields)
+
+
+@lru_cache(STATEMENTS_KEPT)
+def _statement(
+    family: Family, granularity: Granularity, group: Grouping | None, wanted: frozenset[str] | None
+) -> bytes:
+    level = LEVELS[granularity]
+    if group is None:
+        rows = statements.activity(family, level, wanted)
     else:
-        rows = grouped_statements.activity(family, asked.group, level, asked.fields)
-    columns = (SQL("array_agg({})").format(Identifier(field)) for field in shown_fields(family, asked))
-    return SQL(_COLUMNS).format(columns=SQL(", ").join(columns), rows=rows)
+        rows = grouped_statements.activity(family, group, level, wanted)
+    fields = _shown_fields(family, granularity, group, wanted)
+    columns = SQL(", ").join(SQL("array_agg({})").format(Identifier(field)) for field in fields)
+    return SQL(_COLUMNS).format(columns=columns, rows=rows).as_bytes()
 
 
 def query_parameters(asked: ActivityParameters, now: datetime, rows_per_response: int) -> dict[str, Any]:
@@ -92,7 +110,7 @@ def query_parameters(asked: ActivityParameters, now: datetime, rows_per_response
 
 
 async def _response(
-    asked: ActivityParameters, now: datetime, fields: Sequence[str], columns: Row, most: int
+    asked: ActivityParameters, now: datetime, fields: tuple[str, ...], columns: Row, most: int
 ) -> web.Response:
     """The answer to columns whose newest rows come first; of one row too many, the oldest is left out."""
     count = len(columns[0] or ())
@@ -111,10 +129,16 @@ async def _response(
     return web.Response(body=body, content_type="application/json")
 
 
-def rows_of(fields: Sequence[str], columns: Row, most: int) -> Iterator[dict[str, Any]]:
+def rows_of(fields: tuple[str, ...], columns: Row, most: int) -> Iterator[msgspec.Struct]:
     """The newest rows, at most so many, the oldest of them first."""
     newest = (reversed((column or ())[:most]) for column in columns)
-    return (dict(zip(fields, row, strict=True)) for row in zip(*newest, strict=True))
+    return map(_row(fields), *newest)
+
+
+@lru_cache(STATEMENTS_KEPT)
+def _row(fields: tuple[str, ...]) -> type[msgspec.Struct]:
+    """A class of rows: made and encoded in a quarter of the time that a dictionary takes."""
+    return msgspec.defstruct("Row", fields, gc=False)
 
 
 def schema(family: Family) -> dict[str, Any]:
