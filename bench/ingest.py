@@ -209,8 +209,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def measure_heartbeats(folder: Path) -> dict[str, object]:
-    """1,000 agents, samples every 5 s and heartbeats every second: from a heartbeat's sending to its commit."""
+@contextmanager
+def pipeline(folder: Path) -> Iterator[tuple[str, int]]:
+    """A broker, a database and a collector that is ready: the broker's address, and the collector's port."""
     kafka, port = broker(folder / "broker"), free_port()
     with EmbeddedPostgres(folder / "postgres") as postgres:
         kafka.start()
@@ -219,17 +220,27 @@ def measure_heartbeats(folder: Path) -> dict[str, object]:
             consumer = collector(folder, kafka.bootstrap, postgres.url(), port)
             with running(consumer):
                 consumer.wait_until(lambda: answers(port, "readyz"), 30)
-                agents = ("--agents", "1000", "--interval", "5", "--heartbeat-interval", "1")
-                command = (sys.executable, "-m", "fleetpulse", "simulate", *agents, "--duration", str(AGENT_SECONDS))
-                environment = os.environ | {"FLEETPULSE_KAFKA_BOOTSTRAP": kafka.bootstrap}
-                simulation = Child("simulate", command, folder / "simulate.log", environment)
-                with running(simulation):
-                    time.sleep(AGENT_SECONDS / 3)  # warm: names known, code compiled, partitions shared
-                    before = buckets(port)
-                    time.sleep(AGENT_SECONDS / 2)
-                    after = buckets(port)
+                yield kafka.bootstrap, port
         finally:
             kafka.stop()
+
+
+def simulated(folder: Path, bootstrap: str, agents: int, **options: object) -> Child:
+    """``fleetpulse simulate``; options are its own."""
+    given = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    command = (sys.executable, "-m", "fleetpulse", "simulate", "--agents", str(agents), *given)
+    return Child("simulate", command, folder / "simulate.log", os.environ | {"FLEETPULSE_KAFKA_BOOTSTRAP": bootstrap})
+
+
+def measure_heartbeats(folder: Path) -> dict[str, object]:
+    """1,000 agents, samples every 5 s and heartbeats every second: from a heartbeat's sending to its commit."""
+    with pipeline(folder) as (bootstrap, port):
+        simulation = simulated(folder, bootstrap, 1000, interval=5, heartbeat_interval=1, duration=AGENT_SECONDS)
+        with running(simulation):
+            time.sleep(AGENT_SECONDS / 3)  # warm: names known, code compiled, partitions shared
+            before = buckets(port)
+            time.sleep(AGENT_SECONDS / 2)
+            after = buckets(port)
     counted = {bound: after[bound] - before.get(bound, 0.0) for bound in after}
     return {"heartbeat_commit_p99_ms": percentile(counted, 0.99) * 1000, "heartbeats": counted[float("inf")]}
 
@@ -255,28 +266,16 @@ def is_sustained(lag: list[float]) -> bool:
 
 def lag_seconds(folder: Path, agents: int) -> list[float]:
     """Every second: messages sent and not read, over messages sent in a second."""
-    kafka, port = broker(folder / "broker"), free_port()
-    with EmbeddedPostgres(folder / "postgres") as postgres:
-        kafka.start()
-        try:
-            asyncio.run(ensure_topics(StreamSettings(bootstrap=kafka.bootstrap)))
-            consumer = collector(folder, kafka.bootstrap, postgres.url(), port)
-            with running(consumer):
-                consumer.wait_until(lambda: answers(port, "readyz"), 30)
-                times = ("--interval", "10", "--heartbeat-interval", "5", "--duration", str(MANY_AGENTS_SECONDS))
-                command = (sys.executable, "-m", "fleetpulse", "simulate", "--agents", str(agents), *times)
-                report = folder / "report.json"
-                environment = os.environ | {"FLEETPULSE_KAFKA_BOOTSTRAP": kafka.bootstrap}
-                simulation = Child("simulate", (*command, "--json", str(report)), folder / "simulate.log", environment)
-                lag = []
-                with running(simulation):
-                    while simulation.running:
-                        time.sleep(1.0)
-                        lag.append(gauge(port, "fleetpulse_collector_lag_messages") / (agents * (1 / 10 + 1 / 5)))
-                behind = json.loads(report.read_text())["behind_seconds"]
-                return [max(each, behind) if behind > 10 else each for each in lag]
-        finally:
-            kafka.stop()
+    report, lag = folder / "report.json", []
+    with pipeline(folder) as (bootstrap, port):
+        times = {"interval": 10, "heartbeat_interval": 5, "duration": MANY_AGENTS_SECONDS}
+        simulation = simulated(folder, bootstrap, agents, json=report, **times)
+        with running(simulation):
+            while simulation.running:
+                time.sleep(1.0)
+                lag.append(gauge(port, "fleetpulse_collector_lag_messages") / (agents * (1 / 10 + 1 / 5)))
+    behind = json.loads(report.read_text())["behind_seconds"]
+    return [max(each, behind) if behind > 10 else each for each in lag]
 
 
 def answers(port: int, path: str) -> bool:
