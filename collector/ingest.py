@@ -293,9 +293,11 @@ class Ingest:
 
     async def _finish_writing(self) -> None:
         """Wait for the transaction in progress; its error is raised here."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            await asyncio.shield(writing)
+        if self._writing is not None:
+            # Ours until it is over: whoever is cancelled here still has it to drop.
+            await asyncio.wait({self._writing})
+            writing, self._writing = self._writing, None
+            writing.result()
 
     async def _drop_writing(self) -> None:
         """Leave no transaction behind: wait for it, its outcome is read from the database later."""

@@ -13,6 +13,7 @@ from aiokafka import TopicPartition
 from collector import offsets
 from collector.database_thread import DatabaseThread
 from collector.offsets import Claim
+from fleetpulse.tasks import end
 from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
@@ -88,9 +89,7 @@ class Ownership:
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await end(task)
 
     async def _renew_for_ever(self) -> None:
         while True:

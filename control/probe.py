@@ -11,6 +11,7 @@ from control.database import UnavailableError
 from fleetpulse.database import DatabaseError
 from fleetpulse.database.connect import Connection, connect
 from fleetpulse.settings import DatabaseSettings
+from fleetpulse.tasks import end
 from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
@@ -51,9 +52,8 @@ class Probe:
             if not question.done():
                 # Closed first: psycopg would else try to cancel the query at the server for ten seconds.
                 await self._disconnect()
-                question.cancel()
-                with contextlib.suppress(asyncio.CancelledError, psycopg.Error, DatabaseError):
-                    await question
+                with contextlib.suppress(psycopg.Error, DatabaseError):
+                    await end(question)
 
     async def _ask(self) -> None:
         if self._connection is None or self._connection.closed:

@@ -1,7 +1,6 @@
 """Writing to the stream through broker outages: a producer that is rebuilt whenever aiokafka's cannot go on."""
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Sequence
 from typing import Final
@@ -12,6 +11,7 @@ from aiokafka.errors import KafkaError
 from fleetpulse.settings import StreamSettings
 from fleetpulse.stream.client import connection_options, start_client, stop_client
 from fleetpulse.stream.errors import NotDeliveredError
+from fleetpulse.tasks import end
 from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
@@ -51,9 +51,7 @@ class StreamProducer:
     async def stop(self) -> None:
         """Flush, for a short while, and disconnect."""
         if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+            await end(self._keeper)
             self._keeper = None
         await self._close()
 

@@ -17,6 +17,7 @@ from fleetpulse.http import serving
 from fleetpulse.local.mock_engine.answers import Answer, event, words
 from fleetpulse.local.mock_engine.metrics import EngineMetrics
 from fleetpulse.local.mock_engine.scheduler import EngineLimits, Request, Scheduler, natural_tokens
+from fleetpulse.tasks import end
 
 
 @dataclass(slots=True)
@@ -195,6 +196,4 @@ async def mock_engine(
         async with serving(application(engine), host, port) as used:
             yield used
     finally:
-        stepping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await stepping
+        await end(stepping)
