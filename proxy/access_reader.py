@@ -1,4 +1,5 @@
-"""Keeping the snapshot of access: read from PostgreSQL when a change is told, and now and then in case none was.
+"""Keeping the snapshot of access: read from PostgreSQL when a change is told, when a request has a key that is new, and
+now and then in case no change was told.
 
 While the database is away the last snapshot holds.
 """
@@ -7,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Collection
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
@@ -17,6 +19,7 @@ from fleetpulse.database.connect import Connection, connect
 from fleetpulse.settings import DatabaseSettings
 from fleetpulse.telemetry import logger
 from proxy.access import Key, Model, Offering, Snapshot
+from proxy.unknown_keys import UnknownKeys
 
 _log = logger(__name__)
 
@@ -45,6 +48,11 @@ SELECT
         o.slug || '/' || f.code, f.organization_id, f.model_id, f.active, extract(epoch FROM f.created_at)
     ) ORDER BY o.slug, f.code), '[]')::text FROM offerings AS f JOIN organizations AS o USING (organization_id))
 """
+# Which of these keys the statement above would find: a look into the index.
+_KNOWN: Final = """
+SELECT k.digest FROM api_keys AS k JOIN organizations AS o USING (organization_id)
+WHERE k.digest = ANY(%s) AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+"""
 _Rows: TypeAlias = list[list[Any]]
 
 
@@ -56,11 +64,18 @@ class Access:
         self.read_at: float | None = None
         self.failing: str | None = "not read yet"
         self._read_last: Any = None
+        self._unknown = UnknownKeys()
 
     @property
     def lacking(self) -> str | None:
         """Why nobody can be let in; None once there was a snapshot."""
         return self.failing if self.read_at is None else None
+
+    async def look_for(self, digest: bytes) -> None:
+        """Have the database asked for a key that the snapshot lacks, for it may be new. While the database is away, the
+        snapshot is all there is."""
+        if self.failing is None:
+            await self._unknown.ask(digest)
 
     async def keep(self, settings: DatabaseSettings, poll_seconds: float) -> None:
         """Follow the database until cancelled."""
@@ -69,16 +84,51 @@ class Access:
                 connection = await connect(settings, "fleetpulse-proxy")
                 try:
                     await connection.execute(f"LISTEN {CHANNEL}")
+                    await self._read(connection)
                     while True:
-                        await self._read(connection)
-                        await _changed(connection, poll_seconds)
+                        if await self._is_due(connection, poll_seconds):
+                            await self._read(connection)
+                        else:
+                            await self._look_up(connection)
                 finally:
                     await _close(connection)
             except (DatabaseError, psycopg.Error, TimeoutError) as error:
                 self._failed(error)
             await asyncio.sleep(RECONNECT_SECONDS)
 
+    async def _is_due(self, connection: Connection, poll_seconds: float) -> bool:
+        """Wait: True when a change was told or the time is up, False when a request has a key that is not known."""
+        left = poll_seconds if self.read_at is None else self.read_at + poll_seconds - time.monotonic()
+        told = asyncio.create_task(_changed(connection, max(0.0, left)), name="access changes")
+        wanted = asyncio.create_task(self._unknown.wanted.wait(), name="unknown keys")
+        try:
+            await asyncio.wait({told, wanted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # A change that is told from here on is told to the next who listens on this connection.
+            told.cancel()
+            wanted.cancel()
+            await asyncio.wait({told, wanted})
+        if told.cancelled():
+            return False
+        if told.result():
+            await _settled(connection)
+        return True
+
+    async def _look_up(self, connection: Connection) -> None:
+        """Ask about the unknown keys; where there is one that the database knows, read everything."""
+        asked = self._unknown.take()
+        async with asyncio.timeout(READ_TIMEOUT_SECONDS):
+            known = await self._known(connection, asked)
+        self._unknown.answer([digest for digest in asked if digest not in known], known)
+        if known:
+            await self._read(connection)
+
+    async def _known(self, connection: Connection, digests: list[bytes]) -> Collection[bytes]:
+        rows = await (await connection.execute(_KNOWN, (digests,))).fetchall()
+        return {row[0] for row in rows}
+
     async def _read(self, connection: Connection) -> None:
+        asked = self._unknown.take()
         async with asyncio.timeout(READ_TIMEOUT_SECONDS):
             row = await (await connection.execute(_READ)).fetchone()
         assert row is not None
@@ -89,22 +139,28 @@ class Access:
         if self.failing is not None:
             _log.info("keys and models read", extra={"keys": len(self.snapshot.keys)})
         self.read_at, self.failing = time.monotonic(), None
+        self._unknown.answer(asked, self.snapshot.keys)
 
     def _failed(self, error: Exception) -> None:
         if self.failing is None or self.read_at is None:
             _log.warning("keys and models cannot be read; the last ones hold", extra={"error": str(error)})
         self.failing = f"the database cannot be read ({type(error).__name__})"
+        self._unknown.give_up()
 
 
-async def _changed(connection: Connection, poll_seconds: float) -> None:
-    """Wait until a change is told, or the time is up."""
+async def _changed(connection: Connection, seconds: float) -> bool:
+    """Wait until a change is told (True), or the time is up."""
     told = False
-    async for _ in connection.notifies(timeout=poll_seconds, stop_after=1):
+    async for _ in connection.notifies(timeout=seconds, stop_after=1):
         told = True
-    if told:
-        await asyncio.sleep(SETTLE_SECONDS)
-        async for _ in connection.notifies(timeout=0):
-            pass
+    return told
+
+
+async def _settled(connection: Connection) -> None:
+    """Take what follows the first change closely."""
+    await asyncio.sleep(SETTLE_SECONDS)
+    async for _ in connection.notifies(timeout=0):
+        pass
 
 
 async def _close(connection: Connection) -> None:

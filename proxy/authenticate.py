@@ -8,8 +8,8 @@ from proxy.access import SCOPE, Key, Snapshot
 from proxy.errors import ProxyError
 
 
-def authenticate(authorization: str | None, snapshot: Snapshot) -> Key:
-    """The key of a request. Raises ProxyError: 401 for a key that is none, 403 for one without the scope.
+def digest_of(authorization: str | None) -> bytes:
+    """The digest of the key in a header. Raises ProxyError with status 401 where there is no key.
 
     Keys are found by their whole digest: comparing digests tells nothing about the key, however long it takes, and no
     part of a key is ever compared.
@@ -20,7 +20,11 @@ def authenticate(authorization: str | None, snapshot: Snapshot) -> Key:
     if scheme.lower() != "bearer" or not (text := text.strip()):
         raise _unknown("the Authorization header is not: Bearer YOUR_KEY")
     # Header bytes that are not UTF-8 arrive as lone surrogates.
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def authenticate(digest: bytes, snapshot: Snapshot) -> Key:
+    """The key of a digest. Raises ProxyError: 401 for a key that is none, 403 for one without the scope."""
     key = snapshot.keys.get(digest)
     if key is None or not hmac.compare_digest(key.digest, digest):
         raise _unknown("this API key is not known, or it was revoked")

@@ -18,7 +18,7 @@ from proxy.access import Key
 from proxy.access_reader import Access
 from proxy.account import outcome
 from proxy.affinity import hash64
-from proxy.authenticate import authenticate
+from proxy.authenticate import authenticate, digest_of
 from proxy.body import COMPLETIONS, Body
 from proxy.call import Call, correlation_id, traceparent
 from proxy.errors import ProxyError
@@ -107,11 +107,11 @@ class Pipeline:
             return await self._engine(http, request)
         if path == MODELS or path.startswith(f"{MODELS}/"):
             _allow(method, "GET")
-            return self._models(http, request)
+            return await self._models(http, request)
         raise ProxyError(404, "unknown_url", "there is no such URL")
 
     async def _engine(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
-        key = self._key(http)
+        key = await self._key(http)
         self.limits.admit(key, request.started_at)
         if self.in_flight > self.settings.requests_in_flight:
             raise ProxyError(503, "overloaded", "the proxy has too many requests under way", retry_after_seconds=1)
@@ -132,13 +132,16 @@ class Pipeline:
         request.outcome, request.detail = outcome(attempt), attempt.ending.detail
         return KEPT if request.client.keeps_alive else CLOSED
 
-    def _key(self, http: web.BaseRequest) -> Key:
+    async def _key(self, http: web.BaseRequest) -> Key:
         if (lacking := self.access.lacking) is not None:
             raise ProxyError(503, "not_ready", f"keys and models are not known yet: {lacking}", retry_after_seconds=1)
-        return authenticate(http.headers.get("Authorization"), self.access.snapshot)
+        digest = digest_of(http.headers.get("Authorization"))
+        if digest not in self.access.snapshot.keys:
+            await self.access.look_for(digest)
+        return authenticate(digest, self.access.snapshot)
 
-    def _models(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
-        key = self._key(http)
+    async def _models(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+        key = await self._key(http)
         wanted = unquote(request.path.removeprefix(MODELS).removeprefix("/"))
         snapshot = self.access.snapshot
         if wanted:
