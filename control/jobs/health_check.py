@@ -15,6 +15,7 @@ from control.jobs.framework.item import Instance, Item, Outcome
 from control.jobs.framework.job import Job
 from control.jobs.framework.providers import provider_of
 from control.lifecycle import transition
+from control.lifecycle.evidence import text
 from control.providers.interface import Address, NoSuchMachineError, Provider, ProviderError
 from control.states import COMING_UP
 from fleetpulse.settings import JobSettings
@@ -170,7 +171,7 @@ async def _keep(context: JobContext, item: Item, findings: Findings) -> None:
         return
     async with context.database.transaction() as connection:
         for probe, result in changed.items():
-            await connection.execute(_RESULT, (item.subject, probe, result["succeeded"], result["detail"]))
+            await connection.execute(_RESULT, (item.subject, probe, result["succeeded"], text(result["detail"])))
 
 
 async def _move(

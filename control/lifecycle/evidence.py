@@ -1,4 +1,5 @@
-"""Anything as JSON that PostgreSQL stores: evidence is what others said, and others say NaN and NUL."""
+"""Anything as text or JSON that PostgreSQL stores: evidence is what others said, and others say NaN, NUL and halves of
+characters."""
 
 import math
 from collections.abc import Mapping
@@ -14,6 +15,11 @@ def stored(value: Mapping[str, Any]) -> Jsonb:
     return Jsonb(plain(value))
 
 
+def text(said: str) -> str:
+    """What of a text UTF-8 and PostgreSQL can hold; the rest is shown as having been there."""
+    return said.replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
 def plain(value: Any) -> Any:
     """The value in JSON's own types."""
     if value is None or isinstance(value, bool | int):
@@ -21,7 +27,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return value.replace("\x00", "\ufffd")
+        return text(value)
     if isinstance(value, Mapping):
         return {plain(str(key)): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

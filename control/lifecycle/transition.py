@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.sql import SQL, Composed, Identifier, Placeholder
 
 from control.lifecycle.errors import DuplicateInstanceError, IllegalTransitionError, NoSuchInstanceError
-from control.lifecycle.evidence import stored
+from control.lifecycle.evidence import plain, stored, text
 from control.lifecycle.message import tell
 from control.states import is_allowed
 from fleetpulse.stream.lifecycle import InstanceState
@@ -114,7 +114,7 @@ async def transition(
         return None
     if not is_allowed(from_state, to_state):
         raise IllegalTransitionError(instance_id, from_state, to_state)
-    changes = changes or {}
+    changes = plain(changes or {})
     moved = await connection.execute(
         _update(changes),
         {**changes, "to_state": to_state, "instance_id": instance_id, "from_state": from_state, "version": version},
@@ -154,7 +154,7 @@ async def _record(
             "instance_id": instance_id,
             "from_state": from_state,
             "reason": reason,
-            "detail": detail.replace("\x00", "\ufffd"),
+            "detail": text(detail),
             "evidence": stored(evidence),
             "actor": actor,
             "correlation_id": correlation_id.get(),

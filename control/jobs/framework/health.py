@@ -2,11 +2,16 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from control.jobs.framework.item import Instance
 from control.jobs.framework.probes import ProbeResult, Probes
 from control.providers.interface import Address
+
+# Of what an agent or engine says of itself: enough for people, and little to keep however often it changes.
+MOST_CHARACTERS: Final = 500
+# A body is whatever somebody sent.
+UNREADABLE: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +59,9 @@ def _silent(agent: ProbeResult, ssh: ProbeResult | None) -> str:
 def _unready(agent: ProbeResult) -> str:
     try:
         missing = json.loads(agent.body)["missing"]
-        return "the agent is not ready: " + "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-    except (ValueError, KeyError, TypeError, AttributeError):
+        told = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        return f"the agent is not ready: {told[:MOST_CHARACTERS]}"
+    except UNREADABLE:
         return f"the agent is not ready: it {agent.detail}"
 
 
@@ -64,10 +70,10 @@ def _engine_lacks(engine: ProbeResult, model: str | None) -> str | None:
         return f"the engine is not ready: {engine.detail}"
     try:
         models = [str(one["id"]) for one in json.loads(engine.body)["data"]]
-    except (ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return "the engine is not ready: its list of models cannot be read"
     if not models:
         return "the engine lists no model yet"
     if model is not None and model not in models:
-        return f"the engine does not list {model}, but {', '.join(models[:5])}"
+        return f"the engine does not list {model}, but {', '.join(models[:5])[:MOST_CHARACTERS]}"
     return None

@@ -155,6 +155,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.ready = True
+        self.unready_body = b'{"missing": {"stream": "none"}}'
         self.models: list[str] = ["a/b"]
         self.url = ""
         self.asked: list[str] = []
@@ -164,9 +165,7 @@ class Worker:
 
         async def readyz(request: web.Request) -> web.Response:
             self.asked.append(request.path)
-            return web.json_response(
-                {} if self.ready else {"missing": {"stream": "none"}}, status=200 if self.ready else 503
-            )
+            return web.json_response({}) if self.ready else web.Response(body=self.unready_body, status=503)
 
         async def healthz(request: web.Request) -> web.Response:
             self.asked.append(request.path)

@@ -3,7 +3,9 @@
 import asyncio
 from typing import Any
 
-from control.providers.interface import Address, MachineRequest
+import pytest
+
+from control.providers.interface import Address, MachineRequest, ProviderError
 
 
 async def test_an_instance_becomes_ready_step_by_step(fleet: Any, worker: Any) -> None:
@@ -184,3 +186,52 @@ async def test_an_ssh_server_that_answers_shows_that_the_machine_is_up(fleet: An
                 return bool(await fleet.rows("SELECT FROM health_results WHERE probe = 'ssh' AND succeeded"))
 
             await fleet.until(told, "a result of SSH")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"missing": {"a\\u0000b": "c\\ud800d"}}',
+        b'{"missing": {"stream": "' + b"x" * 60_000 + b'"}}',
+        b"[" * 60_000,
+        b'{"missing": ' + b'{"a":' * 10_000,
+        b"\xff\xfe\x00",
+        b'{"missing": 7}',
+    ],
+    ids=["nul and half a character", "huge", "deep", "deeper", "not text", "wrong type"],
+)
+async def test_whatever_an_agent_says_of_itself_is_an_answer_that_can_be_kept(
+    fleet: Any, worker: Any, body: bytes
+) -> None:
+    worker.ready, worker.unready_body = False, body
+    fleet.provider.default_address = worker.address()
+    await fleet.make("i-1", "booting")
+    async with fleet.running("health_check"):
+        await fleet.until_state("i-1", "starting")
+        worker.ready, worker.models = True, ["\x00\ud800"]
+        await fleet.until_state("i-1", "ready")
+    ((longest,),) = await fleet.rows("SELECT max(length(detail)) FROM health_results")
+    assert longest < 1_000
+    assert fleet.metric("job_outcomes_total", job="health_check", outcome="error") in (None, 0)
+
+
+async def test_a_providers_refusal_is_kept_whatever_its_words(fleet: Any) -> None:
+    fleet.provider.fail["create"] = ProviderError("no \x00 and no \ud800", retryable=False)
+    await fleet.make("i-1")
+    async with fleet.running("provisioning"):
+        await fleet.until_state("i-1", "startup_failed")
+    ((failure,),) = await fleet.rows("SELECT failure FROM instances")
+    assert failure.startswith("no ")
+
+
+async def test_a_providers_passing_error_is_tried_again_whatever_its_words(fleet: Any) -> None:
+    fleet.provider.fail["create"] = ProviderError("no \x00 and no \ud800", retryable=True)
+    await fleet.make("i-1")
+    async with fleet.running("provisioning"):
+
+        async def tried() -> bool:
+            return bool(await fleet.rows("SELECT FROM job_work WHERE attempts >= 2"))
+
+        await fleet.until(tried, "two attempts")
+        del fleet.provider.fail["create"]
+        await fleet.until_state("i-1", "booting")
