@@ -143,6 +143,13 @@ def test_the_configuration_of_alertmanager_is_valid_and_routes_by_severity() -> 
     assert subprocess.run(route, capture_output=True, text=True, check=True).stdout.strip() == "dead-man"
 
 
+def test_the_dead_mans_switch_is_told_with_every_round_of_its_group() -> None:
+    """A repetition is due a moment after the round that it is as long as, and would wait for the one after."""
+    routes = yaml.safe_load((FOLDER / "alertmanager.yml").read_text())["route"]["routes"]
+    (route,) = [one for one in routes if one["receiver"] == "dead-man"]
+    assert (route["group_interval"], route["repeat_interval"]) == ("1m", "30s")
+
+
 def test_each_label_that_inhibition_compares_is_on_the_alerts_that_it_concerns() -> None:
     """A label that both lack counts as equal, so that a misspelt one would silence everything."""
     for rule in yaml.safe_load((FOLDER / "alertmanager.yml").read_text())["inhibit_rules"]:
