@@ -76,13 +76,18 @@ async def keep_up(
 
 
 async def delete_old_books(connection: Connection, database: DatabaseSettings) -> None:
-    """Forget producers whose messages would be too old to be accepted, and data quality older than the rollups."""
+    """Forget producers whose messages would be too old to be accepted, and what was noticed longer ago than the minute
+    rollups are kept."""
     await connection.execute(
         "DELETE FROM producer_positions WHERE updated_at < now() - make_interval(secs => %s)",
         (database.retention_raw_days * DAY_SECONDS + DAY_SECONDS,),
     )
     await connection.execute(
         "DELETE FROM data_quality WHERE hour < now() - make_interval(secs => %s)",
+        (database.retention_minute_days * DAY_SECONDS,),
+    )
+    await connection.execute(
+        "DELETE FROM ingest_gaps WHERE noticed_at < now() - make_interval(secs => %s)",
         (database.retention_minute_days * DAY_SECONDS,),
     )
 

@@ -144,5 +144,8 @@ class JobSettings(BaseSettings):
 
     records_interval_seconds: PositiveSeconds = Field(3600.0, description="How often old records are looked for")
     records_days: float = Field(
-        400.0, gt=0, le=36_500, description="The action log and checks of archived instances are kept so long"
+        400.0,
+        gt=0,
+        le=36_500,
+        description="The action log, and archived instances with their history, are kept so long",
     )

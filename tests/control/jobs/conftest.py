@@ -48,8 +48,8 @@ WAIT_SECONDS = 20.0
 CLEAR = """
 DELETE FROM job_work; DELETE FROM job_states; DELETE FROM lifecycle_outbox; DELETE FROM action_log; DELETE FROM volumes;
 DELETE FROM orphan_machines; DELETE FROM outdated_agents; DELETE FROM heartbeats; DELETE FROM workers;
-DELETE FROM instances; DELETE FROM models; DELETE FROM instance_types; DELETE FROM zones; DELETE FROM providers;
-DELETE FROM organizations; UPDATE lifecycle_publisher SET owner = NULL, lease_until = NULL
+DELETE FROM instances; DELETE FROM deployments; DELETE FROM models; DELETE FROM instance_types; DELETE FROM zones;
+DELETE FROM providers; DELETE FROM organizations; UPDATE lifecycle_publisher SET owner = NULL, lease_until = NULL
 """
 # Nothing to do with speed: tests wait for conditions, and pauses between attempts only make them slow.
 QUICK = {
