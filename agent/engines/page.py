@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 # A label's value may hold any character; quote, backslash and newline are escaped.
-_LABEL: Final = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
+_LABEL: Final = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*')
 _ESCAPES: Final = {'\\"': '"', "\\\\": "\\", "\\n": "\n"}
 _ESCAPED: Final = re.compile(r'\\["\\n]')
 
@@ -33,11 +33,11 @@ def parse(text: str, wanted: Collection[str]) -> Page:
     """
     found: dict[str, list[Sample]] = {}
     for line in text.split("\n"):
-        end = line.find("{")
-        name = line[:end] if end >= 0 else line.partition(" ")[0]
+        # Labels begin before any blank; an exemplar's, after a value without labels, do not.
+        name = line.partition("{")[0].partition(" ")[0]
         if name not in wanted:
             continue
-        sample = _sample(line[len(name) :])
+        sample = _sample(line[len(name) :].lstrip())
         if sample is not None:
             found.setdefault(name, []).append(sample)
     return found

@@ -25,6 +25,10 @@ MODELS_EVERY_SECONDS: Final = 10.0
 MODELS_MOST: Final = 256
 # More would make a sample too large for a broker.
 READINGS_MOST: Final = 256
+# The log has this much of a reason, for some errors of the HTTP client are pages long.
+REASON_CHARACTERS: Final = 300
+# What keeps an engine from being read is told once each until it is ready again, and no more than this many.
+TOLD_MOST: Final = 16
 
 
 class EngineUnreadableError(Exception):
@@ -93,6 +97,7 @@ class EngineWatch:
     _models_at: float = float("-inf")
     _arrived: set[str] = field(default_factory=set)
     _told: frozenset[str] = frozenset()
+    _failures_told: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.latest = self._snapshot("unreachable")
@@ -104,10 +109,15 @@ class EngineWatch:
                 snapshot = await self._ask()
         except EngineUnreadableError as error:
             snapshot = self._failed("starting" if error.starting else "unreachable", str(error))
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            snapshot = self._failed("unreachable", repr(error))
+        except TimeoutError:
+            within = f"no whole answer within {self.settings.engine_timeout_seconds:g} s"
+            snapshot = self._failed("unreachable", within)
+        except (aiohttp.ClientError, OSError) as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            snapshot = self._failed("unreachable", why[:REASON_CHARACTERS])
         if snapshot.state == "ready" and self.latest.state != "ready":
             _log.info("engine ready", extra={"url": self._url, "models": list(snapshot.models)})
+            self._failures_told.clear()
         self.latest = snapshot
         return snapshot
 
@@ -129,7 +139,10 @@ class EngineWatch:
     async def _get(self, path: str) -> bytes:
         async with self.session.get(f"{self._url}{path}") as response:
             if response.status != 200:
-                raise EngineUnreadableError(f"{path}: status {response.status}", starting=response.status == 503)
+                # Often what to do is in it: a flag that is missing, a key that is wanted.
+                words = " ".join((await response.content.read(REASON_CHARACTERS)).decode(errors="replace").split())
+                why = f"{path}: status {response.status} {words}".rstrip()
+                raise EngineUnreadableError(why, starting=response.status == 503)
             body = await response.content.read(PAGE_BYTES + 1)
             while len(body) <= PAGE_BYTES and (more := await response.content.read(PAGE_BYTES + 1 - len(body))):
                 body += more
@@ -149,8 +162,9 @@ class EngineWatch:
         self._told |= missing
 
     def _failed(self, state: EngineState, why: str) -> EngineSnapshot:
-        if self.latest.state != state or self._models_at > float("-inf"):
+        if why not in self._failures_told and len(self._failures_told) < TOLD_MOST:
             _log.warning("engine not readable", extra={"url": self._url, "state": state, "error": why})
+            self._failures_told.add(why)
         self._models, self._models_at = (), float("-inf")
         return self._snapshot(state)
 
@@ -161,6 +175,7 @@ class EngineWatch:
 
 def _model_ids(body: bytes) -> tuple[str, ...]:
     try:
-        return tuple(model.id[:400].replace("\0", "") for model in msgspec.json.decode(body, type=_Models).data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        named = (model.id[:400].replace("\0", "") for model in msgspec.json.decode(body, type=_Models).data)
+        return tuple(name for name in named if name)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EngineUnreadableError(f"/v1/models: {error}") from error

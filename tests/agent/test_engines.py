@@ -132,6 +132,8 @@ def test_the_parser_agrees_with_the_reference_parser(fixture_page: Callable[[str
         ('a{m="}"} 1 1790347303000', [({"m": "}"}, 1.0)]),
         ('a{m="x",} 1 # {trace="y"} 0.5', [({"m": "x"}, 1.0)]),
         ("a 5e-3", [({}, 0.005)]),
+        ('a 7 # {trace="x"} 1', [({}, 7.0)]),
+        ('a { m = "x" , n="y" } 7', [({"m": "x", "n": "y"}, 7.0)]),
         ("a\t7", None),
         ("a NaN", None),
         ("a +Inf", None),
@@ -209,6 +211,84 @@ async def test_an_engine_that_is_not_there_is_unreachable() -> None:
     async with aiohttp.ClientSession() as session:
         settings = AgentSettings(engine="vllm", engine_url="http://127.0.0.1:1")
         assert (await EngineWatch(ADAPTERS["vllm"], settings, session).poll()).state == "unreachable"
+
+
+TROUBLES = {
+    "a key is wanted": ({"status": 401, "page": '{"error":"Unauthorized"}'}, "/metrics: status 401"),
+    "a flag is missing": ({"status": 501, "page": "Start it with `--metrics`"}, "Start it with `--metrics`"),
+    "no model yet": ({"models": []}, "lists no model"),
+    "it takes too long": ({"delay_seconds": 5}, "no whole answer within 0.3 s"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+async def test_what_keeps_an_engine_from_being_read_is_told_once_from_the_first_time(
+    engine, watch: EngineWatch, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    setup, expected = TROUBLES[trouble]
+    for name, value in setup.items():
+        setattr(engine, name, value)
+    for _ in range(3):
+        await watch.poll()
+    told = [record.__dict__["error"] for record in caplog.records if "error" in record.__dict__]
+    assert len([error for error in told if expected in error]) == 1
+
+
+async def test_an_engine_that_is_ready_in_between_is_told_of_again(engine, watch, caplog) -> None:
+    watch.settings.engine_timeout_seconds = 10
+    for status in (500, 200, 500):
+        engine.status = status
+        await watch.poll()
+    assert len([record for record in caplog.records if "error" in record.__dict__]) == 2
+
+
+RAW = {
+    "a status line that is none": b"hello\r\n\r\n",
+    "a length that is none": b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nvllm:num_requests_running 1\n",
+    "less than was announced": b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\nvllm:num_requests_running 1\n",
+    "gzip that is none": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\njunk",
+    "a redirect round and round": b"HTTP/1.1 307 Go\r\nLocation: /metrics\r\nContent-Length: 0\r\n\r\n",
+    "a redirect to nowhere": b"HTTP/1.1 307 Go\r\nLocation: http://[::x/\r\nContent-Length: 0\r\n\r\n",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("answer", RAW)
+async def test_a_server_that_is_no_good_is_unreachable_in_one_line(answer: str, caplog) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(RAW[answer])
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    settings = AgentSettings(engine="vllm", engine_url=url, engine_timeout_seconds=10)
+    async with server, aiohttp.ClientSession() as session:
+        snapshot = await EngineWatch(ADAPTERS["vllm"], settings, session).poll()
+    assert (snapshot.state, list(snapshot.readings)) == ("unreachable", [])
+    (told,) = [record.__dict__["error"] for record in caplog.records if "error" in record.__dict__]
+    assert "\n" not in told
+    assert len(told) <= watch_module.REASON_CHARACTERS
+
+
+@pytest.mark.parametrize("models", [b"[" * 100_000, b'{"x":' + b"[" * 100_000, b"<html>", b'{"data":null}'])
+async def test_a_list_of_models_that_is_none_costs_the_reading_and_not_the_agent(
+    engine, watch, monkeypatch: pytest.MonkeyPatch, models: bytes
+) -> None:
+    ask = watch._get
+
+    async def get(path: str) -> bytes:
+        return models if path == "/v1/models" else await ask(path)
+
+    monkeypatch.setattr(EngineWatch, "_get", lambda _, path: get(path))
+    assert (await watch.poll()).state == "unreachable"
+
+
+async def test_a_model_without_a_name_is_none(engine, watch: EngineWatch) -> None:
+    engine.models = ["", "named"]
+    watch.settings.engine_timeout_seconds = 10
+    assert (await watch.poll()).models == ("named",)
 
 
 async def test_an_endless_page_is_refused(engine, watch, monkeypatch: pytest.MonkeyPatch) -> None:
