@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 from collector import offsets
 from collector.collect import Intake, fill, position_rows, take_in
 from collector.database_thread import DatabaseThread
-from collector.deadletter import bury
+from collector.deadletter import bury, by_reason
 from collector.decode import Decoder
 from collector.directory import Directory
 from collector.duplicates import Position, ProducerKey, stored_position
@@ -325,15 +325,15 @@ class Ingest:
             metrics.data_quality.labels(kind, reason).inc(count)
         if intake.missing_identity:
             metrics.data_quality.labels("rejected", "missing_identity").inc(intake.missing_identity)
-        for letter in intake.letters:
-            metrics.dead_letters.labels(letter.reason).inc()
+        for reason, letters in by_reason(intake.letters).items():
+            metrics.dead_letters.labels(reason).inc(len(letters))
+            # One line for all of them, with the first as an example: a flood of junk is none of lines.
+            _log.warning("message refused", extra={**letters[0].told(), "count": len(letters)})
         for correction in encoded.corrections:
             metrics.corrections.labels(correction.table, correction.column, correction.verdict, correction.reason).inc(
                 correction.count
             )
             _log.warning(f"value {correction.verdict}", extra=self._told(correction))
-        for letter in intake.letters:
-            _log.warning("message refused", extra={"reason": letter.reason, "detail": letter.detail[:200]})
         for heartbeat in heard:
             metrics.heartbeat_commit_seconds.observe(max(0.0, now - heartbeat.sent_unix_nano / 1e9))
         metrics.recognised.inc(self._decoder.recognised)
