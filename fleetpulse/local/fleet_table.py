@@ -16,7 +16,9 @@ _NOTHING: Final = "-"
 def url_table(urls: Mapping[str, str], data_dir: str) -> Table:
     """Where everything listens."""
     table = Table(
-        title="fleetpulse is up", title_justify="left", caption=f"keys and process ids: {data_dir}/{STATE_FILE}"
+        title="fleetpulse is up",
+        title_justify="left",
+        caption=f"control is the console, too; keys and process ids: {data_dir}/{STATE_FILE}",
     )
     table.add_column("part")
     table.add_column("URL")

@@ -2,8 +2,11 @@
 
 - ``fleetpulse …``: the arguments are parsed by the command itself; nothing is run.
 - ``make TARGET`` and ``python -m MODULE``: target and module exist.
-- ``docker compose``, ``helm``, ``kubectl``, ``curl``, ``pip`` and other common programs, and scripts of ours:
-  the files of the checkout that they name exist. What the stack, the chart and the units do is tested beside this file.
+- ``pip install``, ``uv tool install``: what is installed of ours is there, with these extras.
+- Prometheus, Alertmanager and their tools: their own help has the options.
+- ``docker compose``, ``helm``, ``kubectl``, ``curl`` and other common programs, and scripts of ours:
+  the files of the checkout that they name exist. What the stack, the chart and the units do is tested beside this file,
+  and so are requests by ``curl``.
 
 A line of a block that begins with none of these is taken for output.
 """
@@ -11,6 +14,9 @@ A line of a block that begins with none of these is taken for output.
 import importlib.util
 import re
 import shlex
+import shutil
+import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +24,14 @@ import pytest
 
 from fleetpulse.command import _parser
 
+MONITORING = ("prometheus", "promtool", "alertmanager", "amtool")
+
 # Common programs: their arguments are for the reader, but files of the checkout that they name must exist.
 COMMON = {
     "apt-get", "cd", "cp", "curl", "dbmate", "docker", "export", "git", "helm", "install", "journalctl", "kubectl",
     "loginctl", "npm", "pip", "prometheus", "promtool", "amtool", "psql", "ssh", "systemctl", "systemd-run", "uv",
     "kafka-topics.sh", "openssl", "nvidia-smi", "unset", "setsid", "echo", "printf", "sed", "rm", "tail",
+    "alertmanager",
 }  # fmt: skip
 RUNNERS = {"setsid", "exec", "nohup", "sudo", "time"}
 PYTHONS = re.compile(r"(?:\S*/)?python(?:3(?:\.\d+)?)?$")
@@ -35,8 +44,15 @@ PLACEHOLDERS = {
 OURS = re.compile(r"(?<![\w./-])(?:alerts|bench|compose|dashboards|deploy|docs|fleetpulse|sql|tests)/[\w./-]*[\w*]")
 # Made by a command before, or by the reader.
 MADE = re.compile(r"^compose/secrets/|^compose/prometheus/agents/|^alerts/agents/|^bench/results/|^docs/images/")
-INLINE = re.compile(r"`((?:fleetpulse|make|helm|docker compose|promtool|python3? -m) [^`]+)`")
-SHOWN = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?([a-z][\w.-]*)(?= |$)")
+INLINE = re.compile(
+    r"`((?:[A-Z_]+=\S* )*(?:fleetpulse|make|helm|docker compose|promtool|amtool|pip install|python3?) [^`]+)`"
+)
+SETTINGS = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S*\s+)*")
+SHOWN = re.compile(r"(?:\S*/)?([a-z][\w.-]*)(?= |$)")
+# $(…) with what is nested in it.
+SUBSTITUTION = re.compile(r"\$\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)")
+# What pip and uv are told to install: where it lies or what it is called, and its extras.
+INSTALLED = re.compile(r"(?<=')(?P<what>\.[\w./-]*|fleetpulse)\[(?P<extras>[\w,]+)\](?=')")
 
 
 def blocks(text: str) -> Iterator[str]:
@@ -62,6 +78,7 @@ def is_command(line: str) -> bool:
     """Whether a line of a block begins as a command does, rather than as output, JSON, YAML or SQL."""
     if line.startswith(("compose/", "./")):
         return True
+    line = SETTINGS.sub("", SUBSTITUTION.sub("VALUE", line))
     found = SHOWN.match(line)
     if found is None:
         return False
@@ -74,7 +91,7 @@ def words(command: str) -> list[str]:
     """Its words up to a pipe or redirection, without settings before it and programs that only run others."""
     # What may be left out is tried, too; of alternatives the first.
     plain = re.sub(r" \[(--[^\]|]*?)(?: ?\|[^\]]*)?\]", r" \1", command)
-    lexer = shlex.shlex(re.sub(r"\$\([^)]*\)", "VALUE", plain), posix=True, punctuation_chars="|&;<>")
+    lexer = shlex.shlex(SUBSTITUTION.sub("VALUE", plain), posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
     lexer.commenters = "#"
     try:
@@ -92,7 +109,8 @@ def words(command: str) -> list[str]:
 
 
 def cases(root: Path) -> list[tuple[str, str]]:
-    listed = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))]
+    top = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
+    listed = [*(root / name for name in top), *sorted((root / "docs").rglob("*.md"))]
     return [
         (path.relative_to(root).as_posix(), command)
         for path in listed
@@ -113,6 +131,8 @@ def wrong(root: Path, command: str) -> str | None:
     ]
     if missing:
         return f"there is no {', '.join(missing)}"
+    if fault := uninstallable(root, command):
+        return fault
     program, arguments = given[0], given[1:]
     if FLEETPULSE.match(program):
         return unparsed(arguments)
@@ -144,6 +164,17 @@ def unparsed(arguments: list[str]) -> str | None:
     return None
 
 
+def uninstallable(root: Path, command: str) -> str | None:
+    """What of ours a command would install, and cannot."""
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for found in INSTALLED.finditer(command):
+        if found["what"].startswith(".") and not (root / found["what"] / "pyproject.toml").exists():
+            return f"nothing can be installed from {found['what']}"
+        if unknown := set(found["extras"].split(",")) - set(extras):
+            return f"there is no extra {', '.join(sorted(unknown))}"
+    return None
+
+
 def unfound_module(arguments: list[str]) -> str | None:
     if "-m" not in arguments:
         return None
@@ -160,6 +191,8 @@ def test_commands_are_found_in_the_documents() -> None:
     found = {command for _, command in CASES}
     assert "make run" in found
     assert "compose/secrets.sh" in found
+    assert any(command.endswith("setsid fleetpulse agent >agent.log 2>&1 &") for command in found)
+    assert any("$(python " in command and command.endswith("simulate --agents 100") for command in found)
     assert any(command.startswith("helm install") for command in found)
     assert len(CASES) > 60
 
@@ -180,9 +213,25 @@ def test_every_command_of_a_page_can_be_given(page: str, root: Path, capsys: pyt
         "compose/everything.sh",
         "python -m fleetpulse.local.nothing",
         "docker compose --file compose/other.yaml up",
+        "pip install './fleetpulse[agent]'",
+        "uv tool install '.[everything]'",
         "frobnicate --now",
     ],
 )
 def test_a_command_that_does_not_exist_is_noticed(command: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert wrong(root, command) is not None
     capsys.readouterr()
+
+
+@pytest.mark.prometheus
+@pytest.mark.parametrize("program", MONITORING)
+def test_what_prometheus_and_its_company_are_told_is_in_their_help(program: str) -> None:
+    given = [asked for _, command in CASES if (asked := words(command)) and asked[0] == program]
+    assert given
+    for arguments in given:
+        # Debian's name of it.
+        path = shutil.which(program) or f"prometheus-{program}"
+        what = [word for word in arguments[1:] if re.fullmatch(r"[a-z]+", word)]
+        told = subprocess.run([path, *what, "--help"], capture_output=True, text=True, check=True)
+        options = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+        assert options - set(re.findall(r"--[\w.-]+", told.stdout + told.stderr)) == set(), arguments
