@@ -116,6 +116,10 @@ class Stack:
             "FLEETPULSE_CONTROL_HOST": LOOPBACK,
             "FLEETPULSE_CONTROL_PORT": str(self.ports.control),
             "FLEETPULSE_CONTROL_ADMIN_KEY": self.secrets.admin_key,
+            # One that is kept, or each restart would log browsers out.
+            "FLEETPULSE_CONTROL_SESSION_SECRET": hashlib.sha256(
+                f"session:{self.secrets.admin_key}".encode()
+            ).hexdigest(),
             "FLEETPULSE_CONTROL_PROVIDERS": "mock",
             "FLEETPULSE_MOCK_URL": _url(self.ports.cloud),
             # What is set for agents here is meant for the agents of the workers.

@@ -71,9 +71,11 @@ class Control:
 
 
 @asynccontextmanager
-async def running(database_url: str, bootstrap: str = "", **settings: Any) -> AsyncIterator[Control]:
+async def running(
+    database_url: str, bootstrap: str = "", port: int | None = None, **settings: Any
+) -> AsyncIterator[Control]:
     """Control on a database, with a broker or without."""
-    port, stop = free_port(), asyncio.Event()
+    port, stop = port or free_port(), asyncio.Event()
     stream = StreamSettings(bootstrap=bootstrap or "127.0.0.1:1", request_timeout_seconds=3.0, stale_after_seconds=2.5)
     own = ControlSettings(port=port, admin_key=ADMIN_KEY, **settings)  # type: ignore[arg-type]
     database = DatabaseSettings(url=database_url)  # type: ignore[arg-type]
@@ -86,6 +88,12 @@ async def running(database_url: str, bootstrap: str = "", **settings: Any) -> As
         stop.set()
         async with asyncio.timeout(WAIT_SECONDS):
             await control
+
+
+@pytest.fixture
+def start_control() -> Any:
+    """Starts control while a block runs; see ``running``."""
+    return running
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,15 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Locator, Page, expect
 
+from fleetpulse.local.ports import free_port
+
 # The machine may have much else to do.
 expect.set_options(timeout=30_000)
 pytestmark = [pytest.mark.chromium, pytest.mark.asyncio(loop_scope="module")]
 
 VIEWS = ("", "worker/busy", "deployments", "events", "usage", "alerts")
 CONTRAST_ONLY = {"runOnly": ["color-contrast"]}
-PHONE = {"width": 375, "height": 812}
+PHONE = {"width": 360, "height": 740}
 # Which columns of a chart's picture have the line in them, between its axes.
 INKED = """canvas => {
     const [r, g, b] = getComputedStyle(document.documentElement).getPropertyValue('--series-1').trim()
@@ -169,6 +171,34 @@ async def test_events_arrive_as_they_happen(tabs: Any, workers: Any) -> None:
     await expect(happened).to_contain_text("ready")
     await expect(happened).to_contain_text("engine ready")
     await expect(page.get_by_role("status").last).to_contain_text("i-new is ready")
+
+
+async def test_the_page_finds_control_again_after_a_restart(
+    tabs: Any, workers: Any, console_database_url: str, start_control: Any
+) -> None:
+    talking, bootstrap = workers
+    tab = await tabs(known=False)
+    tab.refusals_expected = True
+    settings = {"port": free_port(), "session_secret": "kept for longer than a process lives"}
+    async with start_control(console_database_url, bootstrap, **settings) as control:
+        tab.url = control.url
+        page = await tab.open()
+        await page.get_by_label("API key or admin key").fill(control.admin["Authorization"].removeprefix("Bearer "))
+        await page.keyboard.press("Enter")
+        await row(page, "busy").wait_for()
+        await expect(page.get_by_text("live", exact=True)).to_be_visible()
+        await page.evaluate("window.notReloaded = true")
+    await expect(page.locator("#notices")).to_contain_text("The connection for live events is lost")
+    await expect(page.locator(".view .state-stale")).to_contain_text("What you see is")
+    async with start_control(console_database_url, bootstrap, **settings):
+        await expect(page.get_by_text("live", exact=True)).to_be_visible()
+        await expect(page.locator(".state-stale")).to_have_count(0)
+        await page.get_by_role("link", name="Events").click()
+        await talking.step("i-after", "ready", 3)
+        happened = page.get_by_role("region", name="As they happen").get_by_role("row").filter(has_text="i-after")
+        await expect(happened).to_contain_text("ready")
+        assert await page.evaluate("window.notReloaded")
+        await page.goto("about:blank")  # before nobody answers it
 
 
 async def test_deployments_show_how_far_they_are(tabs: Any, control: Any) -> None:

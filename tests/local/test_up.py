@@ -65,11 +65,19 @@ class Stack:
         return self.process.wait(STOP_SECONDS)
 
 
-def ask(state: dict[str, Any], path: str) -> dict[str, Any]:
+def log_in(state: dict[str, Any]) -> str:
+    """The cookie that a browser gets for the admin key."""
+    asked = json.dumps({"key": state["admin_key"]}).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{state['control_url']}/sessions", data=asked, headers=headers)
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return str(response.headers["Set-Cookie"]).partition(";")[0]
+
+
+def ask(state: dict[str, Any], path: str, cookie: str = "") -> dict[str, Any]:
     """Control's answer."""
-    request = urllib.request.Request(
-        state["control_url"] + path, headers={"Authorization": f"Bearer {state['admin_key']}"}
-    )
+    headers = {"Cookie": cookie} if cookie else {"Authorization": f"Bearer {state['admin_key']}"}
+    request = urllib.request.Request(state["control_url"] + path, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
             found: dict[str, Any] = json.load(response)
@@ -201,6 +209,7 @@ def test_up_shows_this_host_and_simulated_gpus_survives_crashes_and_leaves_nothi
     eventually(lambda: newest_sample(stack.state()) > crashed_at, "samples flow again", 60)
 
     state = stack.state()
+    cookie = log_in(state)
     began = time.monotonic()
     assert stack.interrupt() == 0
     assert time.monotonic() - began < STOP_SECONDS
@@ -212,6 +221,7 @@ def test_up_shows_this_host_and_simulated_gpus_survives_crashes_and_leaves_nothi
     assert (again["admin_key"], again["database_url"]) == (state["admin_key"], state["database_url"])
     assert min(row["time"] for row in rows(again, "system")) < crashed_at
     assert worker_ids(again) == {"worker-1": workers["worker-1"]}
+    assert ask(again, "/sessions", cookie)["actor"] == "admin", "browsers are still logged in"
     assert chat(again) == 503, "the key is the same, and the engines are gone"
     stack.process.kill()
     stack.process.wait()
