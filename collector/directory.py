@@ -99,6 +99,11 @@ class Directory:
         """Whether references without keys wait for resolve()."""
         return bool(self._missing.workers or self._missing.rows or self._missing.series)
 
+    @property
+    def size(self) -> int:
+        """How many names are known."""
+        return len(self._names) + len(self._rows) + len(self._series)
+
     def name_of(self, worker: int) -> tuple[str, str]:
         """Worker id and instance id of a worker reference."""
         return self._names[worker]

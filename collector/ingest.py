@@ -51,6 +51,10 @@ ROWS_PER_MESSAGE: Final = 10
 SMALL_ROUND: Final = 10
 # Longest wait for records that came after those of a small round: an answer of the broker.
 FRESH_SECONDS: Final = 0.003
+# Names of machines that are long gone are forgotten with all others once there are so many (a few hundred bytes each),
+# but not again so soon: what is in use has to be looked up anew.
+MOST_NAMES: Final = 1_000_000
+FORGET_SECONDS: Final = 6 * 3600.0
 
 
 class Ingest:
@@ -87,7 +91,7 @@ class Ingest:
         self._directory = Directory(settings.series_per_worker)
         self._positions: dict[ProducerKey, Position] = {}
         self._writing: asyncio.Task[None] | None = None
-        self._handed_over = float("-inf")
+        self._handed_over = self._forgot = float("-inf")
         self._was_small = False
         self._careful_rounds = 0
         self._unwritable: set[tuple[TopicPartition, int]] = set()
@@ -164,6 +168,8 @@ class Ingest:
     async def _round(self) -> None:
         if self._ownership.due():
             await self._balance()
+        if self._directory.size + len(self._positions) > MOST_NAMES:
+            await self._forget()
         careful = self._careful_rounds > 0
         fetched, gaps = await self._fetch(1 if careful else self._most_messages)
         for gap in gaps:
@@ -188,6 +194,15 @@ class Ingest:
         elif self._writing is not None and self._writing.done():
             await self._finish_writing()
         self.problem = None
+
+    async def _forget(self) -> None:
+        """Begin anew with what is known of names and producers; the database has it all."""
+        if time.monotonic() - self._forgot < FORGET_SECONDS:
+            return
+        self._forgot = time.monotonic()
+        await self._finish_writing()
+        self._directory.clear()
+        self._positions.clear()
 
     async def _fetch(self, most: int) -> tuple[dict[TopicPartition, list[Record]], list[Gap]]:
         """The next round of records. It begins no sooner after a small one than ``batch_age_seconds``: fewer, larger

@@ -258,6 +258,25 @@ async def test_what_a_producer_resends_is_stored_once(fleet):
     }
 
 
+async def test_names_that_were_forgotten_are_the_same_when_they_are_heard_again(fleet, monkeypatch):
+    """A collector that runs for years must not remember every machine there ever was."""
+    monkeypatch.setattr("collector.ingest.MOST_NAMES", 3)
+    monkeypatch.setattr("collector.ingest.FORGET_SECONDS", 0.0)
+    now = time.time_ns()
+    async with fleet.collector(batch_rows=1) as (collector, _):
+        for sequence in (1, 2, 3):
+            for worker in ("a", "b", "c", "d"):
+                message = otlp.agent_message(worker, sequence, now + sequence, gpus=2)
+                await fleet.send(message, message)
+        await fleet.rows("gpu_samples", 24)
+        duplicates = "SELECT sum(count)::int FROM data_quality WHERE kind = 'duplicate'"
+        await fleet.until(lambda: fleet.query(duplicates) == [(12,)], "the duplicates")
+        await fleet.send(otlp.agent_message("e", 1, now, gpus=1))
+        await fleet.rows("gpu_samples", 25)
+        assert collector.ingest._directory.size + len(collector.ingest._positions) < 20
+    assert (fleet.count("workers"), fleet.count("gpus")) == (5, 9)
+
+
 async def test_late_samples_are_stored_and_counted(fleet):
     async with fleet.collector():
         await fleet.send(one_gauge("system.uptime", 5.0, time_unix_nano=time.time_ns() - 600 * 10**9))
