@@ -6,6 +6,7 @@ writing recognisable numbers into the parsed message and looking where they appe
 message is recognised by comparing its other bytes, and read by one gather. Whatever is not recognised is walked.
 """
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ ABSENT: Final[float] = struct.unpack("<d", struct.pack("<Q", ABSENT_BITS))[0]
 
 # Marks are ordinary doubles and ordinary integers, 8 distinct bytes that no metric message holds by chance.
 _MARK_BASE: Final = 0x41C3_A7D9_5E00_0000
+# On the wire the numbers are little-endian: what all marks have in common comes last.
+_MARK_END: Final = re.compile(re.escape(struct.pack("<Q", _MARK_BASE)[4:]), re.DOTALL)
 _INTEGER_FIELDS: Final = frozenset({"as_int", "count", "time_unix_nano", "start_time_unix_nano"})
 
 
@@ -244,8 +247,9 @@ def make_template(message: bytes, parsed: ExportMetricsServiceRequest, sketch: S
 
 def _times_of_rows(sketch: Sketch, times: Integers) -> tuple[Indices, Indices]:
     """Pairs of times that are equal because their points make one row."""
-    firsts = {row.time for row in sketch.rows}
-    pairs = [(first, other) for first in firsts for other in range(len(times)) if times[first] == times[other]]
+    told = times.tolist()
+    firsts = {told[row.time]: row.time for row in sketch.rows}
+    pairs = [(firsts[time], other) for other, time in enumerate(told) if time in firsts]
     left, right = zip(*pairs, strict=True) if pairs else ((), ())
     return _indices(left), _indices(right)
 
@@ -257,11 +261,23 @@ def _value_places(
     values = {(id(value.holder), value.attribute): value for value in (*sketch.scalars, *sketch.times)}
     for value in _unused_values(parsed):
         values.setdefault((id(value.holder), value.attribute), value)
-    marks = {key: _mark(value, _MARK_BASE + number) for number, (key, value) in enumerate(values.items())}
+    for number, value in enumerate(values.values()):
+        _mark(value, _MARK_BASE + number)
     marked = parsed.SerializeToString()
-    places = {key: marked.find(mark) for key, mark in marks.items()}
-    found = set(places.values())
-    return places if len(marked) == length and -1 not in found and len(found) == len(places) else None
+    places = _mark_places(marked)
+    if len(marked) != length or any(number not in places for number in range(len(values))):
+        return None
+    return {key: places[number] for number, key in enumerate(values)}
+
+
+def _mark_places(marked: bytes) -> dict[int, int]:
+    """Where each mark first lies, by its number; in one pass, for a stranger's message may hold tens of thousands."""
+    places: dict[int, int] = {}
+    for found in _MARK_END.finditer(marked):
+        place = found.end() - WORD_BYTES
+        if place >= 0:
+            places.setdefault(int.from_bytes(marked[place : found.end()], "little") - _MARK_BASE, place)
+    return places
 
 
 def _unused_values(parsed: ExportMetricsServiceRequest) -> Iterator[Scalar]:
@@ -281,8 +297,7 @@ def _unused_values(parsed: ExportMetricsServiceRequest) -> Iterator[Scalar]:
                     yield Scalar(point, name, 0.0)
 
 
-def _mark(value: Scalar, mark: int) -> bytes:
-    """Write a mark into the message; returns the bytes it will have on the wire."""
-    word = struct.pack("<Q", mark)
-    setattr(value.holder, value.attribute, mark if value.attribute in _INTEGER_FIELDS else struct.unpack("<d", word)[0])
-    return word
+def _mark(value: Scalar, mark: int) -> None:
+    """Write a mark into the message: the same 8 bytes on the wire, whether the field is an integer or a double."""
+    number = mark if value.attribute in _INTEGER_FIELDS else struct.unpack("<d", struct.pack("<Q", mark))[0]
+    setattr(value.holder, value.attribute, number)
