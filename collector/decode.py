@@ -9,6 +9,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from collector import otlp_json
 from collector.kinship import Kin
 from collector.template import Decoded, Plan, Template, decoded, make_template
 from collector.walk import walk
@@ -25,6 +26,11 @@ KIN_PER_KIND: Final = 4
 
 # Messages of one sender read at once, which bounds the memory they take.
 TOGETHER: Final = 128
+
+# In protobuf this byte would begin a group of field 15, which there is not.
+JSON_BEGINS: Final = b"{"
+# The most a stock collector puts into a message. Larger ones would hold up the round for longer than a lease.
+JSON_BYTES: Final = 1_000_000
 
 _FIRST_FIELD_TAG: Final = 0x0A  # field 1, length-delimited: a resource in the request, and in it what describes it
 # These bytes hold the lengths of both, whatever the message's size.
@@ -217,13 +223,22 @@ def _parse(message: bytes) -> ExportMetricsServiceRequest:
     return request
 
 
+def _parse_json(message: bytes) -> ExportMetricsServiceRequest:
+    if len(message) > JSON_BYTES:
+        raise MalformedMetricsError(f"JSON of {len(message)} bytes, more than {JSON_BYTES}: send otlp_proto")
+    return otlp_json.parse(message)
+
+
 def _resources(message: bytes) -> list[bytes]:
-    """A request for each resource of the message: the message itself in the common case, told without parsing."""
+    """A request for each resource of the message: the message itself in the common case, told without parsing.
+
+    What a stock collector writes with the encoding ``otlp_json`` comes out like any other.
+    """
     if message and message[0] == _FIRST_FIELD_TAG:
         length, start = _varint(message, 1)
         if start and start + length == len(message):
             return [message]
-    resources = _parse(message).resource_metrics
+    resources = (_parse_json(message) if message[:1] == JSON_BEGINS else _parse(message)).resource_metrics
     if not resources:
         raise MalformedMetricsError("no resource metrics in the message")
     return [ExportMetricsServiceRequest(resource_metrics=[each]).SerializeToString() for each in resources]

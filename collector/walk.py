@@ -25,6 +25,7 @@ from fleetpulse.stream import identity
 from fleetpulse.stream.dictionary import TABLES
 
 NO_RECORDED_VALUE: Final = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
+DELTA: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
 TEXT_LIMIT: Final = 400
 ATTRIBUTES_LIMIT: Final = 64
 BUCKETS_LIMIT: Final = 512
@@ -208,6 +209,8 @@ def _walk_metric(sketch: Sketch, rows: dict[tuple[RowKey, int], Row], metric: Me
         return
     data = getattr(metric, kind)
     feeds = feeds_of(metric.name)
+    # Columns hold what a counter stands at; what it grew by is a series of its own.
+    is_total = kind != "summary" and (kind == "gauge" or data.aggregation_temporality != DELTA)
     for point in data.data_points:
         if point.flags & NO_RECORDED_VALUE:
             continue  # the sender says: a gap
@@ -215,10 +218,10 @@ def _walk_metric(sketch: Sketch, rows: dict[tuple[RowKey, int], Row], metric: Me
             sketch.refuse("no_time")
             continue
         attributes = text_attributes(point.attributes)
-        if metric.name == identity.EXPORTS_METRIC and kind == "sum":
+        if metric.name == identity.EXPORTS_METRIC and kind == "sum" and is_total:
             sketch.sequence = _scalar(sketch, point, point.WhichOneof("value") or "as_int")
             continue
-        matching = [feed for feed in feeds if feed.accepts(attributes)] if kind != "summary" else []
+        matching = [feed for feed in feeds if feed.accepts(attributes)] if is_total else []
         if matching:
             _feed_row(sketch, rows, matching, attributes, point, kind)
         if not matching or any(feed.keep for feed in matching):
@@ -294,8 +297,7 @@ def _keep_series(sketch: Sketch, metric: Metric, kind: str, data: Any, attribute
         return
     temporality = ""
     if kind in {"sum", "histogram", "exponential_histogram"}:
-        delta = data.aggregation_temporality == AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
-        temporality = "delta" if delta else "cumulative"
+        temporality = "delta" if data.aggregation_temporality == DELTA else "cumulative"
     series = SeriesKey(name, unit, _series_kind(kind, data), temporality, json.dumps(attributes, sort_keys=True))
     if kind in {"gauge", "sum"}:
         value_field = point.WhichOneof("value")
@@ -327,9 +329,13 @@ def _keep_summary(sketch: Sketch, series: SeriesKey, attributes: Attributes, poi
 
 
 def _keep_histogram(sketch: Sketch, series: SeriesKey, kind: str, point: Any) -> None:
-    bounds, buckets = (
-        (list(point.explicit_bounds), list(point.bucket_counts)) if kind == "histogram" else explicit_buckets(point)
-    )
+    if kind == "histogram":
+        bounds, buckets = list(point.explicit_bounds), list(point.bucket_counts)
+    elif max(len(point.negative.bucket_counts), len(point.positive.bucket_counts)) <= BUCKETS_LIMIT:
+        bounds, buckets = explicit_buckets(point)
+    else:
+        sketch.refuse("malformed_histogram")
+        return
     if len(buckets) > BUCKETS_LIMIT or (buckets and len(buckets) != len(bounds) + 1):
         sketch.refuse("malformed_histogram")
         return
@@ -368,8 +374,6 @@ def explicit_buckets(point: ExponentialHistogramDataPoint) -> tuple[list[float],
 
 
 def _side(side: ExponentialHistogramDataPoint.Buckets, scale: int) -> Iterator[tuple[float, float, int]]:
-    if len(side.bucket_counts) > BUCKETS_LIMIT:
-        return
     exponent = 2.0 ** -min(max(scale, -20), 20)
     for step, count in enumerate(side.bucket_counts):
         yield _power(exponent * (side.offset + step)), _power(exponent * (side.offset + step + 1)), count

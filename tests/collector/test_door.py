@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import time
+import zlib
 
 import aiohttp
 import pytest
@@ -55,9 +56,12 @@ async def test_metrics_and_heartbeats_through_the_door_become_rows(fleet, door):
     await fleet.rows("heartbeats", 1)
 
 
-async def test_gzip_and_json_are_understood(fleet, door):
-    message = gzip.compress(otlp.agent_message("zipped", 1, time.time_ns(), gpus=1))
-    assert (await post(f"{door}/v1/metrics", message, BEARER | PROTOBUF | {"Content-Encoding": "gzip"}))[0] == 200
+async def test_compressed_bodies_and_json_are_understood(fleet, door):
+    message = otlp.agent_message("zipped", 1, time.time_ns(), gpus=1)
+    members = gzip.compress(message[:100]) + gzip.compress(message[100:])
+    for encoding, body in (("gzip", members), ("deflate", zlib.compress(message)), ("GZIP", gzip.compress(message))):
+        headers = BEARER | PROTOBUF | {"Content-Encoding": encoding}
+        assert (await post(f"{door}/v1/metrics", body, headers))[0] == 200
     body = {
         "resourceMetrics": [
             {
@@ -94,6 +98,13 @@ REFUSED = {
     "no gzip": (b"junk", BEARER | PROTOBUF | {"Content-Encoding": "gzip"}, 400),
     "cut gzip": (gzip.compress(b"x" * 999)[:-9], BEARER | PROTOBUF | {"Content-Encoding": "gzip"}, 400),
     "too large": (bytes(200_000), BEARER | PROTOBUF, 413),
+    "no deflate": (b"junk", BEARER | PROTOBUF | {"Content-Encoding": "deflate"}, 400),
+    "cut second part": (
+        gzip.compress(b"") + gzip.compress(b"x" * 999)[:-9],
+        BEARER | PROTOBUF | {"Content-Encoding": "gzip"},
+        400,
+    ),
+    "zip bomb in parts": (gzip.compress(bytes(60_000)) * 2, BEARER | PROTOBUF | {"Content-Encoding": "gzip"}, 413),
     "zip bomb": (BOMB, BEARER | PROTOBUF | {"Content-Encoding": "gzip"}, 413),
 }
 
