@@ -47,10 +47,11 @@ def test_every_setting_and_every_measure_is_described(pages: dict[str, str]) -> 
         assert f"`{measure.column}`" in pages["docs/measures.md"]
 
 
-def test_every_setting_that_a_page_names_exists(pages: dict[str, str]) -> None:
+def test_every_setting_that_a_page_names_exists(root: Path, pages: dict[str, str]) -> None:
     known = {variable for group in GROUPS for variable in names(group).values()}
     known |= {"FLEETPULSE_TEST_REQUIRE", "FLEETPULSE_TEST_DATABASE_URL"}
-    for page, text in pages.items():
+    runbooks = {path.name: path.read_text() for path in (root / "docs" / "runbooks").glob("*.md")}
+    for page, text in (pages | runbooks).items():
         named = set(re.findall(r"\bFLEETPULSE_[A-Z_]+[A-Z]\b(?!_?\*)", text))
         prefixes = {name for name in named if any(other.startswith(f"{name}_") for other in known)}
         others = {f"FLEETPULSE_AGENT_{name}" for name in re.findall(r"\bWORKER_(SIMULATE_GPU_[A-Z_]+[A-Z])\b", text)}
