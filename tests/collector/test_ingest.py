@@ -196,6 +196,39 @@ async def test_impossible_values_are_counted_by_reason_and_never_stored(fleet, c
     assert {record.worker_id for record in clamps} == {"w"}
 
 
+async def test_numbers_too_large_and_text_with_nul_are_no_trouble_for_the_database(fleet):
+    now, largest = time.time_ns(), 2**63 - 1
+    gpu = {"hw.gpu.task": "general", "hw.model": "H\x00100"}
+    request = ExportMetricsServiceRequest()
+    scope = otlp.agent_resource(request, "w", "boot")
+    otlp.gauge(scope, "hw.gpu.utilization", 0.5, now, gpu | {"hw.id": "G\x00", "fleetpulse.gpu.index": "9" * 30})
+    otlp.gauge(scope, "hw.gpu.utilization", 0.5, now, gpu | {"hw.id": "H", "fleetpulse.gpu.index": "-1"})
+    otlp.gauge(scope, "a\x00b", 1.0, now, {"c\x00": "d\x00", "long": "x" * 10_000})
+    otlp.gauge(scope, "no.time", 1.0, 0)
+    otlp.gauge(scope, "far.time", 1.0, 2**64 - 1)
+    scope.metrics.add(name="large").gauge.data_points.add(time_unix_nano=now, as_int=-(2**63))
+    histogram = scope.metrics.add(name="histogram").histogram
+    histogram.data_points.add(time_unix_nano=now, count=2**64 - 1, bucket_counts=[2**64 - 1, 0], explicit_bounds=[1])
+    exports = scope.metrics.add(name="fleetpulse.agent.exports").sum
+    exports.aggregation_temporality, exports.is_monotonic = 2, True
+    exports.data_points.add(time_unix_nano=now, as_int=largest)
+    async with fleet.collector() as (collector, _):
+        await fleet.send(request.SerializeToString(), one_gauge("system.uptime", 1.0))
+        await fleet.rows("system_samples", 1)
+        value = collector.metrics.registry.get_sample_value
+        assert value("fleetpulse_collector_write_failures_total", {"reason": "database"}) in (None, 0)
+    assert fleet.query("SELECT hw_id, gpu_index, model FROM gpus ORDER BY hw_id") == [
+        ("G", None, "H100"),
+        ("H", None, "H100"),
+    ]
+    stored = fleet.query("SELECT name, attributes FROM metric_series WHERE name IN ('ab', 'large') ORDER BY 1")
+    assert stored == [("ab", {"c": "d", "long": "x" * 400}), ("large", {})]
+    assert fleet.count("metric_histograms") == 0
+    assert {("rejected", "no_time"), ("rejected", "time_in_future"), ("rejected", "out_of_range")} <= set(
+        quality(fleet)
+    )
+
+
 async def test_a_heartbeat_with_a_wild_clock_keeps_its_worker_alive_but_is_not_stored(fleet):
     ahead = heartbeat(1, sent_unix_nano=time.time_ns() + DAY_NANOSECONDS)
     async with fleet.collector() as (collector, _):
@@ -225,16 +258,21 @@ async def test_endless_metric_names_of_one_worker_stop_at_the_cap(fleet):
         return request.SerializeToString()
 
     async with fleet.collector(series_per_worker=50):
-        await fleet.send(*(message(start, 100, "greedy") for start in range(0, 2_000, 100)), message(0, 10, "modest"))
-        await fleet.until(lambda: quality(fleet).get(("rejected", "series_cap")) == 1_950, "the count of the dropped")
+        for begun in range(0, 100_000, 20_000):
+            await fleet.send(*(message(begun + start, 5_000, "greedy") for start in range(0, 20_000, 5_000)))
+            dropped = begun + 19_950
+            await fleet.until(
+                lambda n=dropped: quality(fleet).get(("rejected", "series_cap")) == n, f"{dropped} dropped"
+            )
+        await fleet.send(message(0, 10, "modest"))
         await fleet.rows("metric_points", 60)
     assert fleet.query(
         "SELECT worker_id, count(*) FROM metric_series JOIN workers USING (worker_key) GROUP BY 1 ORDER BY 1"
     ) == [("greedy", 50), ("modest", 10)]
     # The cap outlives the process.
     async with fleet.collector(series_per_worker=50):
-        await fleet.send(message(5_000, 10, "greedy"))
-        await fleet.until(lambda: quality(fleet).get(("rejected", "series_cap")) == 1_960, "the cap after a restart")
+        await fleet.send(message(100_000, 10, "greedy"))
+        await fleet.until(lambda: quality(fleet).get(("rejected", "series_cap")) == 99_960, "the cap after a restart")
     assert fleet.count("metric_series") == 60
 
 
