@@ -244,14 +244,23 @@ class Directory:
         )
         workers, digests = [each[0] for each in wanted], [each[1] for each in wanted]
         connection.execute(
-            "INSERT INTO metric_series (worker_key, digest, name, unit, kind, temporality, attributes)"
+            # The cap also counts the series of earlier runs; a worker at its cap gets no keys for new ones. Count once:
+            # counted for each row, the rows that this statement has just added would be passed over again and again.
+            "WITH known AS MATERIALIZED (SELECT worker_key, count(*) AS series FROM metric_series"
+            " WHERE worker_key = ANY(%s::int[]) GROUP BY worker_key)"
+            " INSERT INTO metric_series (worker_key, digest, name, unit, kind, temporality, attributes)"
             " SELECT n.*"
             " FROM unnest(%s::int[], %s::bytea[], %s::text[], %s::text[], %s::text[], %s::text[], %s::jsonb[])"
             " AS n (worker_key, digest, name, unit, kind, temporality, attributes)"
-            # The cap also counts the series of earlier runs; a worker at its cap gets no keys for new ones.
-            " WHERE (SELECT count(*) FROM metric_series s WHERE s.worker_key = n.worker_key) < %s"
+            " LEFT JOIN known USING (worker_key) WHERE coalesce(known.series, 0) < %s"
             " ON CONFLICT DO NOTHING",
-            (workers, digests, *([each[2][part] for each in wanted] for part in range(5)), self._series_per_worker),
+            (
+                sorted(set(workers)),
+                workers,
+                digests,
+                *([each[2][part] for each in wanted] for part in range(5)),
+                self._series_per_worker,
+            ),
         )
         found = connection.execute(
             "SELECT s.worker_key, s.digest, s.series_key FROM metric_series s"
