@@ -1,5 +1,6 @@
 """The body of a request: read once and shallowly, checked against the limits, forwarded as it came if it can be."""
 
+import re
 from typing import Any, Final
 
 import msgspec
@@ -9,6 +10,8 @@ from proxy.errors import ProxyError
 
 # Paths whose streams end with the event [DONE] and take stream_options.
 COMPLETIONS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+# ... and the one whose streams end with an event that says so.
+RESPONSES: Final = "/v1/responses"
 
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _any: Final = msgspec.json.Decoder()
@@ -19,6 +22,11 @@ _LISTS: Final = ("messages", "prompt", "input")
 # What the engine returns in plenty for each token.
 _LOGPROBS: Final = ("logprobs", "top_logprobs", "prompt_logprobs")
 _LOGPROBS_MOST: Final = 100
+# Python's own limit, at which an engine fails instead of refusing, is a thousand calls.
+DEPTH_MOST: Final = 128
+_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b"[]{}")))
 
 
 class Body(msgspec.Struct):
@@ -59,6 +67,8 @@ def parse(data: bytes, settings: ProxySettings) -> Body:
         fields = _fields.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProxyError(400, "invalid_json", f"the body must be a JSON object: {error}") from None
+    if data.count(b"[") + data.count(b"{") > DEPTH_MOST and not _is_shallow(data):
+        raise ProxyError(400, "invalid_json", f"the body is nested deeper than {DEPTH_MOST} levels")
     model = _value(fields, "model")
     if not isinstance(model, str) or not model:
         raise _wrong("model", "model must be the name of a model")
@@ -70,6 +80,16 @@ def parse(data: bytes, settings: ProxySettings) -> Body:
         wants_usage = _wants_usage(_value(fields, "stream_options"))
     _check_limits(fields, settings)
     return Body(data, fields, model, bool(is_stream), wants_usage)
+
+
+def _is_shallow(data: bytes) -> bool:
+    """Whether JSON is nested no deeper than it may be: the innermost pairs of brackets go away, level after level."""
+    left = _STRING.sub(b"", data).translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(DEPTH_MOST):
+        if not left:
+            break
+        left = left.replace(b"[]", b"")
+    return not left
 
 
 def _wants_usage(options: Any) -> bool:
@@ -91,7 +111,7 @@ def _check_limits(fields: dict[str, msgspec.Raw], settings: ProxySettings) -> No
     for name in _LOGPROBS:
         raw = fields.get(name)
         if raw is not None and bytes(raw) not in (b"true", b"false"):
-            _check_number(fields, name, -1, _LOGPROBS_MOST)
+            _check_number(fields, name, 0, _LOGPROBS_MOST)
     for name in _LISTS:
         raw = fields.get(name)
         if raw is not None and bytes(memoryview(raw)[:1]) == b"[":

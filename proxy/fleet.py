@@ -5,6 +5,7 @@ is silent itself, while a silence of all of them says that the stream has gone, 
 """
 
 import ipaddress
+import re
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ _log = logger(__name__)
 _OVER: Final = frozenset({"terminated", "archived"})
 # States in which an instance finishes what it has.
 _KEEPS_REQUESTS: Final = frozenset({"ready", "draining"})
+_NAME_CHARACTERS: Final = 253
+# A host's name. One that ends in a number is an IPv4 address in one of the ways of writing it that resolvers know.
+_NAME: Final = re.compile(r"(?!.*(?:^|\.)(?:[0-9]+|0x[0-9a-f]*)\.?$)(?:[a-z0-9_][a-z0-9_-]{0,62}(?:\.|$))+")
 
 
 class Lease(Protocol):
@@ -226,13 +230,15 @@ def parse_address(url: str | None) -> Address | None:
     host = parts.hostname
     if parts.scheme not in ("http", "https") or not host or parts.username is not None or parts.query:
         return None
-    if not (host + parts.path).isascii() or any(character <= " " for character in host + parts.path):
+    if "%" in host or not parts.path.isascii() or any(character <= " " for character in parts.path) or port == 0:
         return None
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        pass
+        if len(host) > _NAME_CHARACTERS or not _NAME.fullmatch(host):
+            return None
     else:
+        address = getattr(address, "ipv4_mapped", None) or address
         if address.is_link_local or address.is_multicast or address.is_unspecified:
             return None
     tls = parts.scheme == "https"

@@ -19,7 +19,7 @@ from proxy.access_reader import Access
 from proxy.account import outcome
 from proxy.affinity import hash64
 from proxy.authenticate import authenticate, digest_of
-from proxy.body import COMPLETIONS, Body
+from proxy.body import COMPLETIONS, RESPONSES, Body
 from proxy.call import Call, correlation_id, traceparent
 from proxy.errors import ProxyError
 from proxy.front import CLOSED, KEPT, ClientConnection, refusal
@@ -32,7 +32,7 @@ from proxy.request_log import RequestLog
 from proxy.resolve import resolve, usable
 
 MODELS: Final = "/v1/models"
-ENGINE_PATHS: Final = COMPLETIONS | {"/v1/embeddings", "/v1/responses"}
+ENGINE_PATHS: Final = COMPLETIONS | {"/v1/embeddings", RESPONSES}
 # Part of the trace context that goes along as it is.
 _TRACE_HEADERS: Final = ("tracestate", "baggage")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -159,8 +159,9 @@ class Pipeline:
         most = self.settings.body_bytes
         if (http.content_length or 0) > most:
             raise _too_large(most)
-        if headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
-            raise ProxyError(400, "unsupported_encoding", "Transfer-Encoding may only be chunked")
+        coding = headers.get("Transfer-Encoding")
+        if coding is not None and (coding.lower() != "chunked" or http.version < HttpVersion11):
+            raise ProxyError(400, "unsupported_encoding", "Transfer-Encoding may only be chunked, in HTTP/1.1")
         if headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
             raise ProxyError(400, "unsupported_encoding", "bodies must not be compressed")
         if (expected := headers.get("Expect")) is not None:

@@ -246,6 +246,13 @@ async def test_a_taken_port_is_said_in_one_line(site, command) -> None:
     proxy.stop()
 
 
+async def test_it_does_not_serve_with_the_parser_that_is_less_strict(site, command) -> None:
+    proxy = command(AIOHTTP_NO_EXTENSIONS="1")
+    await site.until(lambda: not proxy.running, "the command to end")
+    assert proxy.exit_status == 2
+    assert proxy.log_file.read_text().startswith("fleetpulse: aiohttp runs without its compiled HTTP parser")
+
+
 async def test_several_processes_need_a_port_that_is_named(site, command) -> None:
     proxy = command("--processes", "2", FLEETPULSE_PROXY_PORT="0")
     await site.until(lambda: not proxy.running, "the command to end")
