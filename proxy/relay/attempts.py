@@ -8,7 +8,7 @@ import msgspec
 
 from fleetpulse.settings import ProxySettings
 from fleetpulse.telemetry import logger
-from proxy.body import COMPLETIONS
+from proxy.body import COMPLETIONS, RESPONSES
 from proxy.call import Call
 from proxy.ejection import EjectionRules
 from proxy.errors import ProxyError
@@ -193,7 +193,7 @@ class Attempts:
             connection,
             self._timeouts,
             call.started_at + self._settings.total_timeout_seconds,
-            needs_done=is_completion,
+            needs="done" if is_completion else "response" if call.path == RESPONSES else "nothing",
             strips_usage=is_completion and not call.body.wants_usage,
             event_bytes=self._settings.event_bytes,
             release=self._release,

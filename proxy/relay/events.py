@@ -18,6 +18,8 @@ _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 _USAGE: Final = b'"usage"'
 _ERROR: Final = b'"error"'
 _DONE: Final = b"[DONE]"
+# One of these is the last event of /v1/responses.
+_RESPONSE_ENDS: Final = (b"response.completed", b"response.incomplete", b"response.failed")
 
 
 class _Response(msgspec.Struct):
@@ -29,6 +31,7 @@ class _Event(msgspec.Struct):
     usage: Usage | None = None
     error: Any = None
     object: Any = None
+    type: Any = None
     response: _Response | None = None
 
 
@@ -38,12 +41,13 @@ _event: Final = msgspec.json.Decoder(_Event)
 class Events:
     """One stream. ``strips_usage`` drops the event that only tells the usage, which the client did not ask for."""
 
-    __slots__ = ("_held", "_limit", "_strips_usage", "count", "done", "failed", "usage")
+    __slots__ = ("_held", "_last", "_limit", "_strips_usage", "count", "done", "failed", "usage")
 
     def __init__(self, strips_usage: bool, limit_bytes: int) -> None:
         self._strips_usage = strips_usage
         self._limit = limit_bytes
         self._held = bytearray()
+        self._last = b""
         self.count = 0
         """Events that went on."""
         self.done = False
@@ -56,6 +60,11 @@ class Events:
     def is_between(self) -> bool:
         """Whether the last event is whole."""
         return not self._held
+
+    @property
+    def ends_response(self) -> bool:
+        """Whether a stream of /v1/responses has come to its end."""
+        return self.done or any(end in self._last for end in _RESPONSE_ENDS)
 
     def passes_whole(self, data: bytes) -> bool:
         """Whether these bytes, which end in the line end of a chunk, are whole events that need no look.
@@ -72,6 +81,7 @@ class Events:
         ):
             return False
         self.count += 1
+        self._last = data
         return True
 
     def feed(self, data: bytes) -> bytes:
@@ -96,7 +106,9 @@ class Events:
             whole = data if end == len(data) else data[:end]
         if _USAGE in whole or _DONE in whole or _ERROR in whole:
             whole = self._look(whole)
-        self.count += whole.count(b"\n\n") or (1 if whole else 0)
+        if whole:
+            self.count += whole.count(b"\n\n") or 1
+            self._last = whole
         return whole
 
     def _check(self, held: bytearray) -> None:
@@ -130,7 +142,7 @@ class Events:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # Not for us: a content that merely mentions a word, or an engine's own kind of event.
             return True
-        if told.error is not None or told.object == "error":
+        if told.error is not None or told.object == "error" or told.type == "error":
             self.failed = True
         usage = told.usage or (told.response.usage if told.response is not None else None)
         if usage is not None:

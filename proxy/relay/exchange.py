@@ -56,7 +56,7 @@ class Exchange:
 
     __slots__ = (
         *("_buffer", "_chunks", "_client", "_connection", "_deadline", "_events", "_framing", "_is_streaming", "_loop"),
-        *("_needs_done", "_release", "_rest", "_slow_since", "_tail", "_timeouts", "_timer", "_touched"),
+        *("_needs", "_release", "_rest", "_slow_since", "_tail", "_timeouts", "_timer", "_touched"),
         *("ended", "first_at", "first_event_at", "head", "sent_at", "usage"),
     )
 
@@ -66,7 +66,7 @@ class Exchange:
         connection: EngineConnection,
         timeouts: Timeouts,
         deadline: float,
-        needs_done: bool,
+        needs: Literal["done", "response", "nothing"],
         strips_usage: bool,
         event_bytes: int,
         release: Callable[[EngineConnection], None],
@@ -76,7 +76,7 @@ class Exchange:
         self._connection = connection
         self._timeouts = timeouts
         self._deadline = deadline
-        self._needs_done = needs_done
+        self._needs = needs
         self._events = Events(strips_usage, event_bytes)
         self._release = release
         self._chunks: Chunked | None = None
@@ -212,7 +212,7 @@ class Exchange:
                 self._pass(body)
         if self.ended.done():
             return
-        if framing.ended or (self._events.done and self._needs_done):
+        if framing.ended or (self._events.done and self._needs == "done"):
             self._body_ended()
 
     def _pass_events(self, events: bytes) -> None:
@@ -265,7 +265,7 @@ class Exchange:
     def _stream_ended(self) -> None:
         events, client = self._events, self._client
         self.usage = events.usage
-        if not events.is_between or (self._needs_done and not events.done and not events.failed):
+        if not events.is_between or not (events.failed or self._has_end()):
             self._fail("lost", "the stream ended before it was complete")
         elif not client.head_sent:
             self._fail("malformed", "the stream is empty")
@@ -275,6 +275,11 @@ class Exchange:
         else:
             client.finish(client.end())
             self._end(Ending("relayed"), keep=True)
+
+    def _has_end(self) -> bool:
+        """Whether the stream's last event is there, where it is known which one that is."""
+        events = self._events
+        return events.done if self._needs == "done" else events.ends_response or self._needs == "nothing"
 
     def _fail(self, outcome: Literal["lost", "timeout", "malformed", "silent"], detail: str) -> None:
         """The answer will not be whole."""

@@ -10,8 +10,11 @@ import aiohttp
 import openai
 import pytest
 
+from proxy.relay.attempts import Budget
+
 MODEL = "acme/mock-model"
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + CHUNKED + b"\r\n"
 
 
 def chunk(data: bytes) -> bytes:
@@ -64,6 +67,19 @@ def closes(*pieces: bytes):
 WELL = sends(HEAD, chunk(event("well")), chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 FAILED = b'{"error": {"message": "CUDA error", "type": "InternalServerError", "code": 500}}'
 
+
+def pings(*pieces: bytes):
+    """A comment now and then, for ever."""
+
+    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await send(writer, pieces)
+        while True:
+            await send(writer, [chunk(b": ping\n\n")])
+            await asyncio.sleep(0.05)
+
+    return script
+
+
 # What the client has not seen the beginning of.
 BEFORE = {
     "reset before the head": sends(then="reset"),
@@ -90,6 +106,12 @@ AFTER = {
     "stall": sends(HEAD, chunk(event("one")), then="hang"),
     "a chunk that is no chunk": sends(HEAD, chunk(event("one")), b"zz\r\n"),
     "a chunk longer than it says": sends(HEAD, chunk(event("one")), b"2\r\nxxxx\r\n"),
+    "end of a body that ends with its connection": closes(HEAD.replace(CHUNKED, b""), event("one")),
+    "end before the length": closes(HEAD.replace(CHUNKED, b"Content-Length: 999\r\n"), event("one")),
+    "end without [DONE] of a body with a length": sends(
+        HEAD.replace(CHUNKED, b"Content-Length: %d\r\n" % len(event("one"))) + event("one")
+    ),
+    "pings without an end": pings(HEAD, chunk(event("one"))),
 }
 TIMEOUTS = {"first_byte_timeout_seconds": 0.4, "chunk_timeout_seconds": 0.4, "connect_timeout_seconds": 0.3}
 
@@ -118,9 +140,10 @@ async def test_a_failure_before_the_first_event_is_not_the_clients(site, name) -
     assert first.request_id == second.request_id
 
 
-async def test_a_refused_connection_is_not_the_clients_failure(site, unused_port) -> None:
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://nobody.invalid:1"])
+async def test_an_address_without_an_engine_is_not_the_clients_failure(site, url) -> None:
     await site.start(**TIMEOUTS)
-    await site.worker(f"http://127.0.0.1:{unused_port}")
+    await site.worker(url)
     await site.worker((await site.scripted(WELL)).url, waiting=5)
     await site.routed(2)
     assert (await site.chat(stream=True))[1].endswith(b"[DONE]\n\n")
@@ -154,14 +177,15 @@ async def read_into(received: bytearray, answer: aiohttp.ClientResponse) -> None
 
 @pytest.mark.parametrize("name", AFTER)
 async def test_a_broken_stream_ends_with_an_error_and_without_an_end(site, name) -> None:
-    failing, well = await two_workers(site, AFTER[name])
+    # Pauses of the engine end by their own limit, what never ends by that of the whole request.
+    failing, well = await two_workers(site, AFTER[name], total_timeout_seconds=1.0)
     url, body = f"{site.url}/v1/chat/completions", {"model": MODEL, "stream": True, "messages": []}
     received = bytearray()
     async with site.session.post(url, json=body, headers=site.headers) as answer:
         assert answer.status == 200
         with pytest.raises(aiohttp.ClientPayloadError):
             await read_into(received, answer)
-    first, error, rest = bytes(received).split(b"\n\n")
+    first, error, rest = bytes(received).replace(b": ping\n\n", b"").split(b"\n\n")
     assert (first + b"\n\n", rest) == (event("one"), b"")
     told = json.loads(error.removeprefix(b"data: "))["error"]
     assert (told["code"], told["correlation_id"]) == ("stream_broken", answer.headers["X-Request-Id"])
@@ -179,13 +203,66 @@ async def test_the_sdk_raises_at_a_broken_stream(site) -> None:
             await anext(stream)
 
 
-async def test_an_engines_own_error_event_ends_the_stream_as_broken(site) -> None:
-    told = b'data: {"error": {"message": "out of memory", "code": 500}}\n\n'
-    await two_workers(site, sends(HEAD, chunk(event("one")), chunk(told), chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"))
-    status, body = await site.chat(stream=True)
-    assert (status, body) == (200, event("one") + told)
-    (record,) = await site.usage(1)
-    assert record.outcome == "broken"
+# As engines and gateways tell of errors in streams.
+TOLD = {
+    "OpenAI": b'data: {"error": {"message": "out of memory", "code": 500}}\n\n',
+    "vLLM, of old": b'data: {"object": "error", "message": "out of memory", "code": 500}\n\n',
+    "with a name": b'event: error\ndata: {"error": "out of memory"}\n\n',
+    "with choices": b'data: {"choices": [], "error": {"message": "out of memory"}}\n\n',
+    "responses": b'event: error\ndata: {"type": "error", "code": "server_error", "message": "out of memory"}\n\n',
+}
+
+
+@pytest.mark.parametrize("before", [b"", event("one")])
+async def test_an_engines_own_error_event_ends_the_stream_as_broken(site, before) -> None:
+    await site.start(**TIMEOUTS)
+    done = chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+    scripts = [sends(HEAD, chunk(before) if before else b"", chunk(told), done) for told in TOLD.values()]
+    await site.worker((await site.scripted(*scripts)).url)
+    await site.routed(1)
+    for name, told in TOLD.items():
+        assert (name, await site.chat(stream=True)) == (name, (200, before + told))
+    assert {record.outcome for record in await site.usage(len(TOLD))} == {"broken"}
+
+
+async def test_a_refusal_by_an_engine_is_the_answer(site) -> None:
+    refusals = (400, 401, 404, 408, 422)
+    head = b"HTTP/1.1 %d No\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    await site.start(**TIMEOUTS)
+    refusing, well = await site.scripted(*(sends(head % status) for status in refusals)), await site.scripted(WELL)
+    await site.worker(refusing.url)
+    await site.worker(well.url, waiting=5)
+    await site.routed(2)
+    assert [await site.chat(stream=True) for _ in refusals] == [(status, {}) for status in refusals]
+    assert (len(refusing.requests), len(well.requests)) == (len(refusals), 0)
+    assert await site.metric("fleetpulse_proxy_ejections_total") == 0
+
+
+def test_retries_after_answers_are_a_share_of_all_requests() -> None:
+    budget = Budget(share=0.2)
+    assert sum(budget.take() for _ in range(1_000)) == 10
+    for _ in range(100):
+        budget.request()
+    assert sum(budget.take() for _ in range(1_000)) in (19, 20)
+
+
+async def test_what_comes_after_an_answer_is_no_answer_to_the_next_request(site) -> None:
+    whole = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n"
+    late = asyncio.Event()
+
+    async def too_late(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(whole + b'{"a":2}')
+        await late.wait()
+        writer.write(whole + b'{"x":0}')
+
+    await site.start(**TIMEOUTS)
+    engine = await site.scripted(sends(whole + b'{"a":1}' + whole + b'{"x":0}'), too_late, sends(whole + b'{"a":3}'))
+    await site.worker(engine.url)
+    await site.routed(1)
+    assert [await site.chat() for _ in range(2)] == [(200, {"a": 1}), (200, {"a": 2})]
+    late.set()
+    await site.until(lambda: engine.open == 0, "the connection to be closed")
+    assert await site.chat() == (200, {"a": 3})
 
 
 async def test_an_answer_in_one_piece_that_breaks_off_is_tried_elsewhere(site) -> None:

@@ -96,6 +96,37 @@ async def test_the_engine_is_let_go(site, phase, leave) -> None:
     assert await site.metric('fleetpulse_proxy_workers{are="ejected"}') == 0
 
 
+@pytest.mark.parametrize("leave", [leaves_politely, leaves_at_once])
+async def test_a_client_that_reads_too_slowly_and_leaves_is_noticed(site, leave) -> None:
+    sent, seen = 0, -1
+
+    async def firehose(_, writer) -> None:
+        nonlocal sent
+        writer.write(HEAD)
+        piece = b"data: " + b"x" * 65_000 + b"\n\n"
+        while True:
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            await writer.drain()
+            sent += len(piece)
+
+    def is_stuck() -> bool:
+        nonlocal seen
+        before, seen = seen, sent
+        return 0 < before == sent
+
+    await site.start()
+    engine = await site.scripted(firehose)
+    await site.worker(engine.url)
+    await site.routed(1)
+    _, writer = await ask(site)
+    await site.until(is_stuck, "the stream to stand still")
+    leave(writer)
+    await site.until(lambda: engine.open == 0, "the engine to be let go")
+    writer.close()
+    (record,) = await site.usage(1)
+    assert record.outcome == "cancelled"
+
+
 async def test_a_request_that_connects_is_let_go(site) -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))

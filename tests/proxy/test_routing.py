@@ -14,6 +14,7 @@ from fleetpulse.local.processes import Child
 from fleetpulse.stream.fleet_view import FleetView
 from fleetpulse.stream.heartbeat import Engine, Heartbeat
 from fleetpulse.stream.lifecycle import LifecycleEvent
+from fleetpulse.stream.topics import HEARTBEATS, LIFECYCLE
 from proxy.affinity import hash64, weight
 from proxy.ejection import Ejection, EjectionRules
 from proxy.errors import ProxyError
@@ -142,6 +143,19 @@ def test_a_worker_that_cannot_serve_is_passed_over(change) -> None:
     change(floor)
     floor.beat("i1", waiting=100)
     assert {floor.choose() for _ in range(50)} == {"i1"}
+
+
+def test_whoever_was_not_heard_yet_or_is_not_known_gets_no_requests() -> None:
+    floor = Floor(1)
+    floor.move("new")
+    floor.beat("stranger")
+    assert {floor.choose() for _ in range(50)} == {"i0"}
+    floor.fleet.remove("i0")
+    with pytest.raises(ProxyError, match="no worker"):
+        floor.choose()
+    floor.beat("new")
+    floor.move("stranger")
+    assert {floor.choose() for _ in range(50)} == {"new", "stranger"}
 
 
 def test_an_old_lifecycle_message_has_no_effect() -> None:
@@ -363,6 +377,16 @@ async def test_a_frozen_broker_ejects_nobody(site, broker) -> None:
     booked = await site.metric('fleetpulse_proxy_attempts_total{outcome="completed"}')
     # A record that the broker took without saying so comes twice, under its own id.
     assert len({record.record_id for record in await site.all_usage()}) == booked
+
+
+async def test_messages_that_cannot_be_read_stop_nothing(site) -> None:
+    for topic in (HEARTBEATS.name, LIFECYCLE.name):
+        for value in (b"", b"\x00garbage", b"[]", b"{", b'{"schema_version": 1}', b"\xff" * 1_000):
+            await site.producer.send(topic, value, b"anybody")
+    await site.start()
+    await site.worker(await site.engine())
+    await site.routed(1)
+    assert (await site.chat())[0] == 200
 
 
 async def test_a_proxy_that_was_started_later_learns_the_fleet_from_the_stream(site, broker) -> None:

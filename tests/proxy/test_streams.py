@@ -9,6 +9,7 @@ import os
 import random
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from proxy.relay.answer import MalformedAnswerError, parse_head
@@ -60,6 +61,11 @@ SHAPES = {
     "a text about usage": (delta('"usage" [DONE] "error"') + TOLD + DONE, delta('"usage" [DONE] "error"') + DONE),
     "done twice": (delta("a") + TOLD + DONE + DONE, delta("a") + DONE),
     "more after the end": (delta("a") + TOLD + DONE + delta("b"), delta("a") + DONE),
+    "a byte order mark": (b"\xef\xbb\xbf" + delta("a") + TOLD + DONE, b"\xef\xbb\xbf" + delta("a") + DONE),
+    "an event of nothing": (
+        b"data\n\n" + delta("a") + b"data:\n\n" + TOLD + DONE,
+        b"data\n\n" + delta("a") + b"data:\n\n" + DONE,
+    ),
     "data in two lines": (
         b'data: {"choices": [],\ndata: "usage": ' + json.dumps(USAGE).encode() + b"}\n\n" + DONE,
         DONE,
@@ -189,6 +195,7 @@ async def test_headers_of_one_connection_go_no_further(site) -> None:
         *("traceparent", "tracestate"),
     }
     assert f"traceparent: {trace}\r\n" in head
+    assert "Accept-Encoding: identity\r\n" in head
     assert "X-Request-Id: req-7\r\n" in head
     assert site.key not in head
     async with site.session.post(
@@ -205,6 +212,8 @@ HOSTILE = {
     "a return within the reason": b"HTTP/1.1 200 O\rK\r\nContent-Length: 0\r\n\r\n",
     "a zero within a value": b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 0\r\n\r\n",
     "a return within a value": b"HTTP/1.1 200 OK\r\nX: a\rSet-Cookie: b\r\nContent-Length: 0\r\n\r\n",
+    "chunks in HTTP/1.0": b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "a chunk's size with a line feed": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\n{}\r\n0\r\n\r\n",
     "a line feed within a value": b"HTTP/1.1 200 OK\r\nX: a\nSet-Cookie: b\r\nContent-Length: 0\r\n\r\n",
     "a folded header": b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 0\r\n\r\n",
     "a space before the colon": b"HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n",
@@ -229,19 +238,22 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-async def test_what_is_not_http_is_not_passed_on(site, name) -> None:
-    async def script(_, writer) -> None:
-        writer.write(HOSTILE[name])
-        await asyncio.sleep(3600)
+async def test_what_is_not_http_is_not_passed_on(site) -> None:
+    def sends(answer: bytes):
+        async def script(_, writer) -> None:
+            writer.write(answer)
+            await asyncio.sleep(3600)
+
+        return script
 
     await site.start()
-    await site.worker((await site.scripted(script)).url)
+    await site.worker((await site.scripted(*map(sends, HOSTILE.values()))).url)
     await site.routed(1)
-    async with asyncio.timeout(10):
-        status, body = await site.chat()
-    assert (status, body["error"]["code"]) == (502, "worker_failed")
-    assert (await site.session.get(f"{site.url}/healthz")).status == 200
+    for name in HOSTILE:
+        async with asyncio.timeout(10):
+            status, body = await site.chat()
+        assert (name, status, body["error"]["code"]) == (name, 502, "worker_failed")
+    assert await site.metric('fleetpulse_proxy_attempts_total{outcome="failed"}') == len(HOSTILE)
 
 
 async def test_interim_answers_are_skipped(site) -> None:
@@ -362,6 +374,28 @@ async def test_a_stream_of_responses_needs_no_done(site) -> None:
     assert "stream_options" not in json.loads(engine.requests[0][1])
     (record,) = await site.usage(1)
     assert (record.prompt_tokens, record.completion_tokens, record.outcome) == (5, 6, "completed")
+
+
+@pytest.mark.parametrize("last", [b"", b"data: [DONE]\n\n", b"data: {}\n\nevent: response.failed\ndata: {}\n\n"])
+async def test_a_stream_of_responses_that_ends_too_early_is_told(site, last) -> None:
+    sent = b'event: response.output_text.delta\ndata: {"delta": "x"}\n\n' + last
+
+    async def script(_, writer) -> None:
+        writer.write(HEAD + b"%x\r\n%b\r\n0\r\n\r\n" % (len(sent), sent))
+
+    await site.start()
+    await site.worker((await site.scripted(script)).url)
+    await site.routed(1)
+    body = {"model": MODEL, "input": "x", "stream": True}
+    received = bytearray()
+    async with site.session.post(f"{site.url}/v1/responses", json=body, headers=site.headers) as answer:
+        with contextlib.nullcontext() if last else pytest.raises(aiohttp.ClientPayloadError):
+            async for piece in answer.content.iter_any():
+                received += piece
+    assert received.startswith(sent)
+    assert (b"stream_broken" in received) is not bool(last)
+    (record,) = await site.usage(1)
+    assert record.outcome == ("completed" if last else "broken")
 
 
 async def test_a_client_of_http_1_0_gets_a_stream_without_chunks(site) -> None:
