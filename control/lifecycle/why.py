@@ -140,7 +140,8 @@ def _acts(rows: Iterable[Row]) -> list[Sentence]:
         took = f" in {duration(seconds)}" if seconds is not None else ""
         often = f", {len(acts)} times since {acts[0][0]:%H:%M:%S}" if len(acts) > 1 else ""
         gist = _gist(detail)
-        text = f"{action.removeprefix('provider.')}{where} {result}{took}{often}{': ' + gist if gist else ''}."
+        name = action.removeprefix("provider.").replace("_", " ")
+        text = f"{name}{where} {result}{took}{often}{': ' + gist if gist else ''}."
         told.append(Sentence(at, text[0].upper() + text[1:], detail))
     return told
 
