@@ -108,6 +108,7 @@ def _processes(run: Run) -> Path:
     busiest = [str(name) for name in numbers.processes(run).index]
     cores = numbers.cpu(run)
     with style.picture(path, title(run), [2.8, 2.8]) as axes:
+        axes[0].sharex(axes[1])
         for name in busiest:
             used = cores[cores["name"] == name]
             axes[0].plot(used["seconds"], used["cores"], color=style.colour(name), label=name)

@@ -201,6 +201,23 @@ async def test_the_page_finds_control_again_after_a_restart(
         await page.goto("about:blank")  # before nobody answers it
 
 
+NUMBERS = {
+    "watts": {1_999: "1999 W", 5_500: "5.5 kW", 640_000: "640 kW", 7_000_000: "7.0 MW"},
+    "count": {10_000: "10,000", 1.7: "1.7", 0: "0"},
+    "percent": {0.999: "99 %", 0.001: "<1 %", 0: "0 %"},
+    "bytes": {71_000_000_000: "71 GB", 1_500: "1.5 kB"},
+}
+
+
+async def test_numbers_are_short_enough_for_an_axis(tabs: Any) -> None:
+    page = await (await tabs()).open("alerts")
+    given = [[name, value] for name, values in NUMBERS.items() for value in values]
+    told = await page.evaluate(
+        "(given) => import('/console/format.js').then((all) => given.map(([name, value]) => all[name](value)))", given
+    )
+    assert told == [text for values in NUMBERS.values() for text in values.values()]
+
+
 async def test_deployments_show_how_far_they_are(tabs: Any, control: Any) -> None:
     with psycopg.connect(control.database_url, autocommit=True) as sql:
         for statement in (

@@ -19,6 +19,8 @@ METRIC = re.compile(r"(?<![\w:\"])(?:fleetpulse|gen_ai)_[a-z0-9_]+(?!\w*\")")
 RECORDED = re.compile(r"\bfleetpulse:[a-z0-9_:]+")
 # Prometheus's own.
 FOREIGN = {"up", "ALERTS"}
+# Those that Grafana still develops; graph, singlestat and table-old are gone.
+PANEL_TYPES = {"timeseries", "stat", "table", "bargauge"}
 PANEL_UNITS = {
     *("short", "none", "s", "bytes", "Bps", "percentunit", "celsius", "watt", "hertz", "reqps"),
 }
@@ -102,6 +104,7 @@ def test_a_panel_says_what_it_shows_in_which_unit_and_from_where(name: str) -> N
         assert told, panel["id"]
         assert panel["description"].endswith("."), told
         assert panel["targets"], told
+        assert panel["type"] in PANEL_TYPES, told
         assert panel["fieldConfig"]["defaults"]["unit"] in PANEL_UNITS, told
         assert panel["datasource"]["uid"] in {"${datasource}", "${database}"}, told
         assert all(target["datasource"] == panel["datasource"] for target in panel["targets"]), told

@@ -155,7 +155,7 @@ function workersLine(counts, whole) {
       said.map(([level]) => ({ level, number: counts[level] })),
       whole,
     ),
-    h("span", { class: "badges" }, ...said.map(([level, word]) => badge(level, `${counts[level]} ${word}`))),
+    h("span", { class: "badges" }, ...said.map(([level, word]) => badge(level, `${count(counts[level])} ${word}`))),
   ];
 }
 

@@ -25,8 +25,12 @@ export const percent = (ratio) => {
 };
 export const count = (value) => (Math.abs(value) < 10 && value % 1 ? value.toFixed(1) : grouped.format(value));
 export const celsius = (value) => `${Math.round(value)} °C`;
-export const watts = (value) =>
-  Math.abs(value) >= 2000 ? `${(value / 1000).toFixed(1)} kW` : `${Math.round(value)} W`;
+export const watts = (value) => {
+  const size = Math.abs(value);
+  if (size >= 2e6) return `${(value / 1e6).toFixed(1)} MW`;
+  if (size >= 2e3) return `${(value / 1e3).toFixed(size < 1e5 ? 1 : 0)} kW`;
+  return `${Math.round(value)} W`;
+};
 
 export function bytes(value) {
   const units = ["B", "kB", "MB", "GB", "TB", "PB"];
