@@ -7,6 +7,7 @@ they stand, and read from there.
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -49,6 +50,8 @@ DAY_SECONDS: Final = 86_400.0
 ROWS_PER_MESSAGE: Final = 10
 # A round of less than this part of the most there may be is worth a moment's wait.
 SMALL_ROUND: Final = 10
+# A round of fewer bytes is decoded at once, whoever sent it: a thread costs more than that takes.
+SMALL_BYTES: Final = 262_144
 # Longest wait for records that came after those of a small round: an answer of the broker.
 FRESH_SECONDS: Final = 0.003
 # Names of machines that are long gone are forgotten with all others once there are so many (a few hundred bytes each),
@@ -178,14 +181,7 @@ class Ingest:
         for topic, lag in self._source.lag_by_topic().items():
             self._metrics.lag.labels(topic).set(lag)
         if fetched:
-            intake = take_in(
-                fetched.items(),
-                self._decoder,
-                self._directory,
-                self._settings.message_bytes,
-                self._limits(time.time_ns(), self._usage_age_seconds),
-                self._unwritable,
-            )
+            intake = await self._take_in(fetched)
             self._last_round = next((partition, records[0].offset) for partition, records in fetched.items())
             await self._write(intake)
             if careful:
@@ -194,6 +190,25 @@ class Ingest:
         elif self._writing is not None and self._writing.done():
             await self._finish_writing()
         self.problem = None
+
+    async def _take_in(self, fetched: dict[TopicPartition, list[Record]]) -> Intake:
+        """Decode a round. A large one, which strangers can make to take longer than a lease, on a thread: leases are
+        renewed meanwhile, or collectors would take it from each other for ever."""
+        take = functools.partial(
+            take_in,
+            fetched.items(),
+            self._decoder,
+            self._directory,
+            self._settings.message_bytes,
+            self._limits(time.time_ns(), self._usage_age_seconds),
+            self._unwritable,
+        )
+        size = sum(len(record.value or b"") for records in fetched.values() for record in records)
+        intake = take() if size < SMALL_BYTES else await asyncio.to_thread(take)
+        self._metrics.recognised.inc(self._decoder.recognised)
+        self._metrics.walked.inc(self._decoder.walked)
+        self._decoder.recognised = self._decoder.walked = 0
+        return intake
 
     async def _forget(self) -> None:
         """Begin anew with what is known of names and producers; the database has it all."""
@@ -351,9 +366,6 @@ class Ingest:
             _log.warning(f"value {correction.verdict}", extra=self._told(correction))
         for heartbeat in heard:
             metrics.heartbeat_commit_seconds.observe(max(0.0, now - heartbeat.sent_unix_nano / 1e9))
-        metrics.recognised.inc(self._decoder.recognised)
-        metrics.walked.inc(self._decoder.walked)
-        self._decoder.recognised = self._decoder.walked = 0
         metrics.last_commit.set(now)
 
     def _told(self, correction: Any) -> dict[str, object]:
