@@ -1,39 +1,21 @@
 """``/usage`` and ``/usage/ledger``: tokens and money, and whether engines counted the same tokens."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Final, Literal, LiteralString
 
 import msgspec
 from psycopg.sql import SQL, Composed
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from control.api.call import Call
 from control.api.endpoint import Endpoint
-from control.api.fields import WHOLE_NUMBER, Identity, Nothing, Query
-from control.api.problems import FieldError, unprocessable
-from fleetpulse.settings import DatabaseSettings
+from control.api.fields import Identity, Nothing
+from control.api.resources.usage_time import Granularity, TimeQuery, floor, level_of, span
 
 TAG: Final = "Usage"
 GroupBy = Literal["model", "organization", "key", "instance"]
-Granularity = Literal["minute", "hour", "day"]
-WINDOW_SECONDS: Final = 86_400
-# Without a granularity, sums are made of the finest buckets that are few enough: 2,880 minutes, 2,160 hours.
-FINEST_SECONDS: Final[Mapping[Granularity, float]] = {"minute": 2 * 86_400, "hour": 90 * 86_400, "day": float("inf")}
-# Far dates overflow somewhere.
-YEARS: Final = range(2000, 2200)
-
-
-class TimeQuery(Query):
-    """Over which time."""
-
-    window_s: Annotated[
-        Annotated[int, Field(ge=1), WHOLE_NUMBER] | None,
-        Field(description=f"Seconds until now, or until `until`; {WINDOW_SECONDS} when nothing is said"),
-    ] = None
-    since: Annotated[AwareDatetime | None, Field(description="From this time, instead of window_s")] = None
-    until: Annotated[AwareDatetime | None, Field(description="Before this time; now when missing")] = None
 
 
 class UsageQuery(TimeQuery):
@@ -156,7 +138,7 @@ _IDS: Final[Mapping[GroupBy, tuple[LiteralString, LiteralString]]] = {
     "key": ("key_id", "(SELECT k.name FROM api_keys AS k WHERE key_id::text = id)"),
     "instance": ("instance_id", "NULL"),
 }
-_TABLES: Final[Mapping[Granularity, LiteralString]] = {
+TABLES: Final[Mapping[Granularity, LiteralString]] = {
     "minute": "finops.inference_usage_1m",
     "hour": "finops.inference_usage_1h",
     "day": "finops.inference_usage_1d",
@@ -176,9 +158,9 @@ ORDER BY window_start DESC, instance_id, worker_id, window_seconds LIMIT %(limit
 async def usage(call: Call[UsageQuery, Nothing]) -> Usage:
     """Sums."""
     query, now, most = call.query, datetime.now(UTC), call.parts.settings.rows_per_response
-    since, until = _span(query, now)
-    level = _level(query.granularity, since, until, now, call.parts.retention)
-    since = _floor(since, level)
+    since, until = span(query, now)
+    level = level_of(query.granularity, since, until, now, call.parts.retention)
+    since = floor(since, level)
     organization = call.caller.only_organization
     rows = await call.parts.database.rows(
         _statement(query.group_by, level, query.granularity is not None),
@@ -196,7 +178,7 @@ async def usage(call: Call[UsageQuery, Nothing]) -> Usage:
 async def ledger(call: Call[LedgerQuery, Nothing]) -> Ledger:
     """Windows."""
     query, most = call.query, call.parts.settings.rows_per_response
-    since, until = _span(query, datetime.now(UTC))
+    since, until = span(query, datetime.now(UTC))
     rows = await call.parts.database.rows(
         _LEDGER,
         {
@@ -216,59 +198,9 @@ def _statement(group_by: GroupBy, level: Granularity, over_time: bool) -> Compos
     return SQL(_USAGE).format(
         time=SQL("bucket" if over_time else "NULL::timestamptz"),
         id=SQL(column),
-        table=SQL(_TABLES[level]),
+        table=SQL(TABLES[level]),
         name=SQL(name),
     )
-
-
-def _span(query: TimeQuery, now: datetime) -> tuple[datetime, datetime]:
-    """From when until when. Raises ProblemError (422)."""
-    errors = [
-        FieldError(name, f"must be between the years {YEARS[0]} and {YEARS[-1]}")
-        for name, moment in (("since", query.since), ("until", query.until))
-        if moment is not None and moment.year not in YEARS
-    ]
-    if errors:
-        raise unprocessable(errors)
-    until = (query.until or now).astimezone(UTC)
-    if query.since is not None and query.window_s is not None:
-        raise unprocessable([FieldError("since", "either since or window_s, not both")])
-    if query.since is not None:
-        since = query.since.astimezone(UTC)
-    else:
-        try:
-            since = until - timedelta(seconds=query.window_s or WINDOW_SECONDS)
-        except OverflowError as error:
-            raise unprocessable([FieldError("window_s", "reaches too far back")]) from error
-    if since >= until:
-        raise unprocessable([FieldError("since", "must be before until")])
-    return since, until
-
-
-def _level(
-    asked: Granularity | None, since: datetime, until: datetime, now: datetime, retention: DatabaseSettings
-) -> Granularity:
-    """Whose sums answer it. Raises ProblemError (422) for sums that are not kept for so long."""
-    kept_days: Mapping[Granularity, float] = {
-        "minute": retention.retention_minute_days,
-        "hour": retention.retention_hour_days,
-        "day": float("inf"),
-    }
-    age_days = (now - since).total_seconds() / 86_400
-    if asked is not None:
-        if age_days > kept_days[asked]:
-            raise unprocessable([FieldError("granularity", f"{asked} values are kept for {kept_days[asked]:g} days")])
-        return asked
-    seconds = (until - since).total_seconds()
-    return next(one for one in FINEST_SECONDS if seconds <= FINEST_SECONDS[one] and age_days <= kept_days[one])
-
-
-def _floor(moment: datetime, level: Granularity) -> datetime:
-    """Start of the bucket."""
-    minute = moment.replace(second=0, microsecond=0)
-    if level == "minute":
-        return minute
-    return minute.replace(minute=0) if level == "hour" else minute.replace(hour=0, minute=0)
 
 
 ENDPOINTS: Final = (
