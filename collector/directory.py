@@ -19,6 +19,8 @@ from fleetpulse.stream.dictionary import ENGINE, GPU, TABLES
 UNKNOWN: Final = -1
 # More GPUs and engine-model pairs than any host has; a sender of endless identifiers is stopped here.
 ROWS_PER_WORKER: Final = 1_024
+# Of one statement: a part of a second, so that a lock or a timeout concerns little.
+SERIES_TOGETHER: Final = 5_000
 
 _GPU_TABLE: Final = TABLES.index(GPU)
 _ENGINE_TABLE: Final = TABLES.index(ENGINE)
@@ -165,17 +167,21 @@ class Directory:
         return reference
 
     def resolve(self, connection: psycopg.Connection[Any]) -> None:
-        """Ask the database for all missing keys; new names are added there, in a transaction of their own."""
+        """Ask the database for all missing keys; new names are added there.
+
+        Each statement is a transaction of its own: names harm nobody, and where the processor is scarce, preparing the
+        next statement can take longer than a transaction may be idle.
+        """
         missing, self._missing = self._missing, _Missing()
-        with connection.transaction():
-            self._resolve_workers(connection, missing.workers)
-            gpus = [row for row in missing.rows if row[2] == _GPU_TABLE]
-            if gpus:
-                self._resolve_gpus(connection, gpus)
-            engines = [row for row in missing.rows if row[2] == _ENGINE_TABLE]
-            if engines:
-                self._resolve_engines(connection, engines)
-            self._resolve_series(connection, missing.series)
+        self._resolve_workers(connection, missing.workers)
+        gpus = [row for row in missing.rows if row[2] == _GPU_TABLE]
+        if gpus:
+            self._resolve_gpus(connection, gpus)
+        engines = [row for row in missing.rows if row[2] == _ENGINE_TABLE]
+        if engines:
+            self._resolve_engines(connection, engines)
+        for start in range(0, len(missing.series), SERIES_TOGETHER):
+            self._resolve_series(connection, missing.series[start : start + SERIES_TOGETHER])
 
     def _resolve_workers(self, connection: psycopg.Connection[Any], missing: Sequence[tuple[int, Worker]]) -> None:
         if not missing:
@@ -236,8 +242,6 @@ class Directory:
     def _resolve_series(
         self, connection: psycopg.Connection[Any], missing: Sequence[tuple[int, int, SeriesKey]]
     ) -> None:
-        if not missing:
-            return
         wanted = sorted(
             ((self.worker_keys.one(worker), series.digest, series) for _, worker, series in missing),
             key=lambda each: each[:2],

@@ -35,3 +35,13 @@ def test_thousands_of_series_get_their_keys_in_a_moment_and_the_same_ones_after_
         assert len({*first} - {UNKNOWN}) == MOST
         beyond = resolved(connection, range(MOST - 1, MOST + 2))
         assert beyond == [first[-1], UNKNOWN, UNKNOWN]
+
+
+def test_a_collector_that_gets_little_of_the_processor_is_not_cut_off_between_two_names(
+    database_settings: DatabaseSettings,
+) -> None:
+    with psycopg.connect(database_settings.url.get_secret_value(), autocommit=True) as connection:
+        connection.execute("SET idle_in_transaction_session_timeout = '1ms'")
+        first = resolved(connection, range(MOST))
+        assert first == resolved(connection, range(MOST))
+        assert UNKNOWN not in first
