@@ -1,6 +1,7 @@
 """The mock engine behaves as a vLLM server does, as far as our agent, router and dashboards look."""
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator
 
@@ -146,6 +147,25 @@ async def test_a_stalled_engine_accepts_work_and_does_no_steps_until_it_is_well_
         async with engine.post("/mock/state", json={"stalled": False}) as response:
             assert response.status == 200
     assert completion.result()["usage"]
+
+
+async def test_nothing_of_a_chat_comes_before_its_first_token(engine: aiohttp.ClientSession) -> None:
+    await engine.post("/mock/state", json={"stalled": True})
+    asked = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "stream": True}
+    async with engine.post("/v1/chat/completions", json=asked) as response:
+        first = asyncio.create_task(response.content.readline())
+        await until(engine, "requests_waiting", 1)
+        assert not first.done()
+        await engine.post("/mock/state", json={"stalled": False})
+        assert b"assistant" in await first
+
+
+async def test_a_long_prompt_is_held_to_the_context_and_not_to_a_number_of_bytes(
+    engine: aiohttp.ClientSession,
+) -> None:
+    body = io.BytesIO(json.dumps({"prompt": "word " * 500_000}).encode())
+    async with engine.post("/v1/completions", data=body, headers={"Content-Type": "application/json"}) as response:
+        assert (response.status, response.content_type) == (400, "application/json")
 
 
 async def test_an_engine_that_loads_its_model_answers_503(engine: aiohttp.ClientSession) -> None:

@@ -19,6 +19,9 @@ from fleetpulse.local.mock_engine.metrics import EngineMetrics
 from fleetpulse.local.mock_engine.scheduler import EngineLimits, Request, Scheduler, natural_tokens
 from fleetpulse.tasks import end
 
+# Engines hold prompts to the model's context, not to a number of bytes.
+BODY_BYTES: Final = 1 << 28
+
 
 @dataclass(slots=True)
 class MockEngine:
@@ -38,7 +41,7 @@ _ENGINE: Final = web.AppKey("engine", MockEngine)
 def application(engine: MockEngine) -> web.Application:
     """The server's routes. Two are ours: ``POST /mock/load`` sets the background load, ``POST /mock/state`` has the
     engine stall or load its model for as long as it is told to."""
-    app = web.Application(middlewares=[_unready_while_loading])
+    app = web.Application(middlewares=[_unready_while_loading], client_max_size=BODY_BYTES)
     app[_ENGINE] = engine
     app.router.add_get("/health", _health)
     app.router.add_get("/metrics", _metrics)
@@ -161,10 +164,11 @@ async def _stream(
 ) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
     await response.prepare(http)
-    if answer.chat:
-        await response.write(event(answer.chunk("", role="assistant")))
     told = 0
     async for new in tokens:
+        # As vLLM: not before there is something to tell, so that waiting requests show in the first token's time.
+        if answer.chat and told == 0:
+            await response.write(event(answer.chunk("", role="assistant")))
         last = answer.request.finish_reason if answer.request.tokens_made == told + new else None
         await response.write(event(answer.chunk(words(told, new), finish_reason=last)))
         told += new
