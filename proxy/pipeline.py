@@ -35,6 +35,8 @@ MODELS: Final = "/v1/models"
 ENGINE_PATHS: Final = COMPLETIONS | {"/v1/embeddings", RESPONSES}
 # Part of the trace context that goes along as it is.
 _TRACE_HEADERS: Final = ("tracestate", "baggage")
+# Some clients offer HTTP/2 with each request, and are content with an answer in HTTP/1.1 (RFC 9110, section 7.8).
+_OFFER: Final = "h2c"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLIENT_GONE: Final = 499
 _encode: Final = msgspec.json.Encoder().encode
@@ -100,7 +102,7 @@ class Pipeline:
 
     async def _answer(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
         path, method = request.path, http.method
-        if "Upgrade" in http.headers or method == "CONNECT":
+        if http.headers.get("Upgrade", _OFFER).strip().lower() != _OFFER or method == "CONNECT":
             raise ProxyError(400, "upgrade_refused", "this server does not switch protocols")
         if path in self.paths:
             _allow(method, "POST")
