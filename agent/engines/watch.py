@@ -137,7 +137,9 @@ class EngineWatch:
         return self._snapshot("ready", readings)
 
     async def _get(self, path: str) -> bytes:
-        async with self.session.get(f"{self._url}{path}") as response:
+        key = self.settings.engine_api_key
+        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key is not None else {}
+        async with self.session.get(f"{self._url}{path}", headers=headers) as response:
             if response.status != 200:
                 # Often what to do is in it: a flag that is missing, a key that is wanted.
                 words = " ".join((await response.content.read(REASON_CHARACTERS)).decode(errors="replace").split())

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from fleetpulse.settings.fields import Port, PositiveSeconds
+from fleetpulse.settings.fields import BearerKey, Port, PositiveSeconds
 
 
 class AgentSettings(BaseSettings):
@@ -60,5 +60,6 @@ class AgentSettings(BaseSettings):
         "none", description="Kind of the inference engine beside the agent"
     )
     engine_url: str = Field("http://127.0.0.1:8000", description="Base URL of the engine")
+    engine_api_key: BearerKey | None = Field(None, description="Key that the engine asks for, as vLLM's --api-key")
     engine_timeout_seconds: PositiveSeconds = Field(0.8, description="Longest wait for the engine's answer")
     log_events: int = Field(1_000, ge=1, le=100_000, description="Events kept for /logs")

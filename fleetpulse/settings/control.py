@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from fleetpulse.settings.fields import Port, PositiveSeconds, split
+from fleetpulse.settings.fields import BearerKey, Port, PositiveSeconds, split
 
 
 class ControlSettings(BaseSettings):
@@ -70,6 +70,9 @@ class JobSettings(BaseSettings):
     health_check_most_seconds: PositiveSeconds = Field(5.0, description="Longest pause between checks of an instance")
     health_check_timeout_seconds: PositiveSeconds = Field(
         900.0, description="Longest a check may take, the start of the runtime included"
+    )
+    engine_api_key: BearerKey | None = Field(
+        None, description="Key that all engines ask for, as vLLM's --api-key; agents of new workers get it"
     )
     probe_timeout_seconds: PositiveSeconds = Field(2.0, description="Longest wait for the answer to one probe")
     probe_cache_seconds: float = Field(0.5, ge=0, lt=30, description="A probe's result is used again for this long")

@@ -1,11 +1,24 @@
 """Kinds of values that several groups have."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, SecretStr
 
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400 * 3650)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+_BEARER: Final = re.compile(r"[!-~]{1,4096}")
+
+
+def _sendable(key: SecretStr) -> SecretStr:
+    """It goes into a header as it is."""
+    if _BEARER.fullmatch(key.get_secret_value()) is None:
+        raise ValueError("a key is made of visible ASCII characters, without spaces")
+    return key
+
+
+BearerKey = Annotated[SecretStr, AfterValidator(_sendable)]
 
 
 def split(value: object) -> object:

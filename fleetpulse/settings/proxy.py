@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from fleetpulse.settings.fields import Port, PositiveSeconds, split
+from fleetpulse.settings.fields import BearerKey, Port, PositiveSeconds, split
 
 
 class ProxySettings(BaseSettings):
@@ -49,6 +49,7 @@ class ProxySettings(BaseSettings):
         description="Answers 5xx or timeouts in a row that make a failing worker",
     )
 
+    engine_api_key: BearerKey | None = Field(None, description="Key that all engines ask for, as vLLM's --api-key")
     connect_timeout_seconds: PositiveSeconds = Field(1.0, description="Longest wait for a connection to an engine")
     first_byte_timeout_seconds: PositiveSeconds = Field(
         300.0, description="Longest wait for the first byte of an engine's answer"

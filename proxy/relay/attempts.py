@@ -108,6 +108,8 @@ class Attempts:
             settings.write_timeout_seconds,
             settings.keep_alive_seconds,
         )
+        key = settings.engine_api_key
+        self._authorization = f"Authorization: Bearer {key.get_secret_value()}\r\n" if key is not None else ""
         self._bound = Bound(settings.session_load_factor, settings.session_load_slack)
         self._ejection = EjectionRules(
             settings.ejection_seconds, settings.ejection_most_seconds, settings.ejection_failures
@@ -165,7 +167,7 @@ class Attempts:
             try:
                 connection = await self._connection(choice)
                 exchange = lease.exchange = self._exchange(call, connection)
-                exchange.start(request_bytes(call, choice))
+                exchange.start(request_bytes(call, choice, self._authorization))
                 ending = await exchange.ended
             except (OSError, TimeoutError) as error:
                 ending = Ending("lost", f"no connection ({type(error).__name__})", lost=True)

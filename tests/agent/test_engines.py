@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.engines import page as page_module
@@ -16,6 +17,7 @@ from agent.engines.page import parse
 from agent.engines.registry import ADAPTERS
 from agent.engines.watch import EngineWatch
 from agent.instruments import ENGINE_BY_COLUMN
+from fleetpulse.http import serving
 from fleetpulse.settings import AgentSettings
 from fleetpulse.stream import dictionary, heartbeat
 
@@ -331,3 +333,23 @@ async def test_polling_leaves_the_event_loop_free(engine, watch: EngineWatch) ->
     assert time.thread_time() - began < 0.2
     assert (await asyncio.gather(watch.poll()))[0].state == "ready"
     assert page_module.parse("", ()) == {}
+
+
+async def test_an_engine_that_asks_for_a_key_gets_it(fixture_page: Callable[[str], str]) -> None:
+    page = fixture_page("vllm_current.txt")
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != "Bearer sk-engine":
+            return web.Response(status=401)
+        return web.Response(text=page) if request.path == "/metrics" else web.json_response({"data": [{"id": "m"}]})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with serving(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+        states = []
+        for key in (None, "sk-engine"):
+            settings = AgentSettings(
+                engine="vllm", engine_url=f"http://127.0.0.1:{port}", engine_timeout_seconds=10, engine_api_key=key
+            )
+            states.append((await EngineWatch(ADAPTERS["vllm"], settings, session).poll()).state)
+    assert states == ["unreachable", "ready"]

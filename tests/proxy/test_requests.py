@@ -5,6 +5,8 @@ import json
 import openai
 import pytest
 
+from fleetpulse.settings import ProxySettings
+
 
 @pytest.fixture
 async def client(site):
@@ -52,6 +54,27 @@ async def test_the_sdk_completes_text(client) -> None:
 async def test_the_sdk_lists_models(client) -> None:
     assert [model.id for model in (await client.models.list()).data] == ["acme/mock-model"]
     assert (await client.models.retrieve("acme/mock-model")).owned_by == "acme"
+
+
+async def test_an_engine_that_asks_for_a_key_gets_its_own_and_not_the_clients(site) -> None:
+    async def script(_, writer) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+
+    await site.start(engine_api_key="sk-engine")
+    engine = await site.scripted(script)
+    await site.worker(engine.url)
+    await site.routed(1)
+    assert (await site.chat())[0] == 200
+    head = engine.requests[0][0].decode()
+    assert [line for line in head.split("\r\n") if line.startswith("Authorization")] == [
+        "Authorization: Bearer sk-engine"
+    ]
+
+
+@pytest.mark.parametrize("key", ["", "with a space", "two\r\nX-Lines: 1", "müller"])
+def test_a_key_that_no_header_can_hold_is_refused_at_the_start(key: str) -> None:
+    with pytest.raises(ValueError, match="visible ASCII"):
+        ProxySettings(engine_api_key=key)
 
 
 async def test_many_streams_at_once_are_all_whole(site) -> None:

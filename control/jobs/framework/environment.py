@@ -2,7 +2,7 @@
 
 from pydantic import SecretStr
 
-from fleetpulse.settings import JobSettings, SettingsError, StreamSettings, names
+from fleetpulse.settings import AgentSettings, JobSettings, SettingsError, StreamSettings, names
 
 
 def worker_environment(settings: JobSettings, stream: StreamSettings) -> dict[str, str]:
@@ -16,6 +16,8 @@ def worker_environment(settings: JobSettings, stream: StreamSettings) -> dict[st
         value = getattr(stream, field)
         if value is not None:
             found[variables[field]] = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+    if settings.engine_api_key is not None:
+        found[names(AgentSettings)["engine_api_key"]] = settings.engine_api_key.get_secret_value()
     for entry in settings.worker_environment:
         name, equals, value = entry.partition("=")
         if not equals or not name:

@@ -45,7 +45,7 @@ async def look(probes: Probes, instance: Instance, address: Address) -> Findings
         return Findings(agent, None, None, _unready(agent))
     if address.engine_url is None:
         return Findings(agent, None, None, None)
-    engine = await probes.http(f"{address.engine_url.rstrip('/')}/v1/models")
+    engine = await probes.engine(f"{address.engine_url.rstrip('/')}/v1/models")
     return Findings(agent, engine, None, _engine_lacks(engine, instance.model))
 
 

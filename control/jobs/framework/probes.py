@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import errno
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,12 +41,18 @@ class Probes:
         self._session = session
         self._timeout_seconds = settings.probe_timeout_seconds
         self._cache_seconds = settings.probe_cache_seconds
+        key = settings.engine_api_key
+        self._engine_headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key is not None else {}
         self._results: dict[str, tuple[float, ProbeResult]] = {}
 
     async def http(self, url: str, timeout_seconds: float | None = None) -> ProbeResult:
         """Whether a GET is answered with 200."""
         timeout = timeout_seconds or self._timeout_seconds
-        return await self._cached(url, lambda: self._get(url, timeout))
+        return await self._cached(url, lambda: self._get(url, timeout, {}))
+
+    async def engine(self, url: str) -> ProbeResult:
+        """The same, with the engines' key."""
+        return await self._cached(url, lambda: self._get(url, self._timeout_seconds, self._engine_headers))
 
     async def ssh(self, host: str, port: int) -> ProbeResult:
         """Whether an SSH server greets us."""
@@ -63,11 +69,11 @@ class Probes:
         self._results[target] = time.monotonic(), result
         return result
 
-    async def _get(self, url: str, timeout: float) -> ProbeResult:
+    async def _get(self, url: str, timeout: float, headers: Mapping[str, str]) -> ProbeResult:
         try:
             async with (
                 asyncio.timeout(timeout),
-                self._session.get(url, allow_redirects=False) as answer,
+                self._session.get(url, headers=headers, allow_redirects=False) as answer,
             ):
                 body = await answer.content.read(BODY_BYTES)
                 return ProbeResult(url, answer.status == 200, f"answered {answer.status}", answer.status, body=body)
