@@ -1,5 +1,7 @@
-"""Machines that nobody owns: found in the inventory, kept account of with what they cost, deleted after a grace."""
+"""Machines that nobody owns: found in the inventory and by heartbeats, kept account of with what they cost, deleted
+after a grace."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -37,6 +39,12 @@ RETURNING o.first_seen_at = o.last_seen_at, extract(epoch FROM now() - o.first_s
 _RESOLVE: Final = """
 UPDATE orphan_machines SET resolved_at = now()
 WHERE provider = %s AND resolved_at IS NULL AND NOT (machine_id = ANY(%s))
+"""
+# The last heartbeats of a machine that is being deleted are no sign of life.
+_HEARD: Final = """
+SELECT machine_id, zone, instance_id, instance_type, price_per_hour, currency FROM instances
+WHERE provider = %(provider)s AND instance_id = ANY(%(heard)s) AND machine_id IS NOT NULL
+    AND state IN ('terminated', 'archived') AND state_since < now() - interval '1 minute'
 """
 _COSTS: Final = """
 SELECT coalesce(currency, ''), count(*) FILTER (WHERE resolved_at IS NULL),
@@ -77,11 +85,23 @@ async def keep_account(context: JobContext, item: Item, inventory: Inventory, *,
     machines = list(inventory.machines.values())
     ids = [machine.instance_id for machine in machines if machine.instance_id is not None]
     owners = await owners_of(context.database, item.subject, ids, [machine.machine_id for machine in machines])
-    orphans = find(inventory, owners)
+    orphans = [*find(inventory, owners), *await _heard(context, item.subject, inventory)]
     over = await _keep(context, item, orphans)
     for orphan in over if may_delete else ():
         await _delete(context, item, orphan)
     await _measure(context, item.subject)
+
+
+async def _heard(context: JobContext, provider: str, inventory: Inventory) -> list[Orphan]:
+    """Machines of instances that are over, which the provider does not list and whose agents are alive: it still runs
+    them, whatever it says."""
+    heard = [worker.instance_id for worker in context.view.snapshot(time.monotonic()) if worker.state == "alive"]
+    rows = await context.database.rows(_HEARD, {"provider": provider, "heard": heard})
+    return [
+        Orphan(Machine(machine_id, zone, instance_id, instance_type, "heard"), True, price, currency)
+        for machine_id, zone, instance_id, instance_type, price, currency in rows
+        if (zone, machine_id) not in inventory.machines
+    ]
 
 
 async def _keep(context: JobContext, item: Item, orphans: Sequence[Orphan]) -> list[Orphan]:

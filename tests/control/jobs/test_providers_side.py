@@ -1,5 +1,6 @@
 """Comparing with the providers: machines that are gone, machines that nobody owns, volumes, the catalogue."""
 
+import time
 from typing import Any
 
 from control.providers.interface import Catalogue, Volume
@@ -115,6 +116,25 @@ async def test_a_machine_left_over_from_an_instance_that_is_over_is_deleted_afte
     assert await fleet.rows("SELECT resolved_at IS NOT NULL FROM orphan_machines") == [(True,)]
     logged = await fleet.rows("SELECT detail FROM action_log WHERE action = 'provider.delete'")
     assert logged[0][0] == {"machine_id": "m-i-1", "instance_id": "i-1", "orphan": True}
+
+
+async def test_a_machine_that_the_provider_no_longer_lists_but_is_still_heard_is_an_orphan(fleet: Any) -> None:
+    await fleet.make("i-1", "terminated")
+    await fleet.sql.execute(
+        "UPDATE instances SET price_per_hour = 2.5, currency = 'USD', state_since = now() - interval '5 minutes'"
+    )
+    fleet.provider.machines.clear()
+
+    async def orphans() -> Any:
+        fleet.beat("i-1", sequence=time.monotonic_ns())
+        return await fleet.rows("SELECT machine_id, instance_id, status FROM orphan_machines WHERE resolved_at IS NULL")
+
+    async def heard() -> bool:
+        return bool(await orphans() == [("m-i-1", "i-1", "heard")])
+
+    async with fleet.running("watch_dog"):
+        await fleet.until(heard, "the orphan")
+        await fleet.until(lambda: fleet.metric("orphan_price_per_hour", provider="memory", currency="USD") == 2.5, "it")
 
 
 async def test_a_machine_that_nobody_here_knows_is_told_of_and_stays(fleet: Any) -> None:
