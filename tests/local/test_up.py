@@ -260,5 +260,5 @@ def test_workers_that_do_not_come_up_are_told_with_reasons(
     assert stack.process.wait(60) == 1
     output = stack.output.read_text()
     assert "no samples could be queried in time" in output
-    assert re.search(r"i-\w+ is (booting|installing|starting)", output), output
+    assert re.search(r"i-\w+ is (provisioning|booting|installing|starting)", output), output
     assert not (data_dir / STATE_FILE).exists()
