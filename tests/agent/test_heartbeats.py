@@ -80,7 +80,7 @@ async def test_ticks_do_not_drift() -> None:
         await asyncio.sleep(work)
         if len(times) == 20:
             stop.set()
-    # From one tick to the next, whole intervals have passed: with what the work takes on top, each would be off by that.
+    # From one tick to the next, whole intervals have passed. With the work on top, each would be off by that.
     steps = [(later - earlier) % interval for earlier, later in itertools.pairwise(times)]
     off = sorted(min(step, interval - step) for step in steps)
     assert off[len(off) // 2] < work / 2, off
