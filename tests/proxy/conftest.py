@@ -207,6 +207,11 @@ class Worker:
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+async def answer_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A whole answer without anything in it."""
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+
+
 @dataclass
 class ScriptedEngine:
     """Raw bytes in place of an engine."""
@@ -305,9 +310,18 @@ class Site:
         """Poll for a condition, which may be a coroutine function."""
         await until(condition, what, seconds)
 
+    @staticmethod
+    def refused(answer: tuple[int, Any], status: int, code: str) -> None:
+        """An answer of the proxy is this refusal, in OpenAI's shape."""
+        got, body = answer
+        assert got == status, body
+        assert body["error"]["code"] == code
+        assert set(body["error"]) == {"message", "type", "param", "code", "correlation_id"}
+
     async def scripted(self, *scripts: "Script") -> "ScriptedEngine":
-        """An engine that does what the scripts say: one for each request, the last for all that follow."""
-        engine = ScriptedEngine(scripts)
+        """An engine that does what the scripts say: one for each request, the last for all that follow. Without any,
+        it answers with an empty object."""
+        engine = ScriptedEngine(scripts or (answer_nothing,))
         server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
         engine.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 

@@ -21,13 +21,6 @@ async def ready(site):
     return site
 
 
-def refused(answer, status: int, code: str) -> None:
-    got, body = answer
-    assert got == status, body
-    assert body["error"]["code"] == code
-    assert set(body["error"]) == {"message", "type", "param", "code", "correlation_id"}
-
-
 WRONG_BODIES = {
     "no model": ({"messages": []}, "model"),
     "a model that is no text": ({"model": 5}, "model"),
@@ -55,7 +48,7 @@ WRONG_BODIES = {
 async def test_a_wrong_body_is_refused_with_its_field(ready) -> None:
     for name, (body, field) in WRONG_BODIES.items():
         async with ready.session.post(f"{ready.url}/v1/chat/completions", json=body, headers=ready.headers) as answer:
-            refused((answer.status, told := await answer.json()), 400, "invalid_value")
+            ready.refused((answer.status, told := await answer.json()), 400, "invalid_value")
             assert (name, told["error"]["param"]) == (name, field)
 
 
@@ -71,7 +64,7 @@ NOT_JSON = [
 async def test_a_body_that_is_no_json_object_is_refused(ready) -> None:
     for body in NOT_JSON:
         async with ready.session.post(f"{ready.url}/v1/chat/completions", data=body, headers=ready.headers) as answer:
-            refused((answer.status, await answer.json()), 400, "invalid_json")
+            ready.refused((answer.status, await answer.json()), 400, "invalid_json")
 
 
 def test_a_body_may_be_nested_so_deep_and_no_deeper() -> None:
@@ -104,25 +97,22 @@ async def test_of_what_is_said_twice_the_last_holds_as_it_does_for_engines(ready
 
 
 async def test_a_body_that_is_too_large_is_refused(ready) -> None:
-    refused(await ready.chat(messages=[{"role": "user", "content": "x" * 5000}]), 413, "body_too_large")
+    ready.refused(await ready.chat(messages=[{"role": "user", "content": "x" * 5000}]), 413, "body_too_large")
 
     async def pieces():
         for _ in range(100):
             yield b" " * 100
 
     async with ready.session.post(f"{ready.url}/v1/chat/completions", data=pieces(), headers=ready.headers) as answer:
-        refused((answer.status, await answer.json()), 413, "body_too_large")
+        ready.refused((answer.status, await answer.json()), 413, "body_too_large")
     assert (await ready.chat())[0] == 200
 
 
 async def test_a_long_prompt_is_served(site) -> None:
     """aiohttp's own limit is a megabyte."""
 
-    async def script(_, writer) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
-
     await site.start()
-    engine = await site.scripted(script)
+    engine = await site.scripted()
     await site.worker(engine.url)
     await site.routed(1)
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "x" * 3_000_000}]}).encode()
@@ -135,4 +125,4 @@ async def test_a_long_prompt_is_served(site) -> None:
 async def test_a_compressed_body_is_refused_and_not_inflated(ready) -> None:
     headers = ready.headers | {"Content-Encoding": "gzip"}
     async with ready.session.post(f"{ready.url}/v1/completions", data=b"\x1f\x8b", headers=headers) as answer:
-        refused((answer.status, await answer.json()), 400, "unsupported_encoding")
+        ready.refused((answer.status, await answer.json()), 400, "unsupported_encoding")

@@ -23,13 +23,6 @@ async def ready(site):
     return site
 
 
-def refused(answer, status: int, code: str) -> None:
-    got, body = answer
-    assert got == status, body
-    assert body["error"]["code"] == code
-    assert set(body["error"]) == {"message", "type", "param", "code", "correlation_id"}
-
-
 KEYS = {
     "no header": {},
     "another scheme": {"Authorization": "Basic Zm9vOmJhcg=="},
@@ -46,7 +39,7 @@ async def test_nobody_gets_in_without_a_key(ready, name) -> None:
     # On a path that fails for other reasons too: the key is looked at first.
     url = f"{ready.url}/v1/chat/completions"
     async with ready.session.post(url, data=b"{not json", headers=KEYS[name]) as answer:
-        refused((answer.status, await answer.json()), 401, "invalid_api_key")
+        ready.refused((answer.status, await answer.json()), 401, "invalid_api_key")
     async with ready.session.get(f"{ready.url}/v1/models", headers=KEYS[name]) as answer:
         assert answer.status == 401
 
@@ -55,7 +48,7 @@ async def test_a_key_is_known_by_all_of_its_digest(ready) -> None:
     """Caches by the first characters of a credential have let strangers in elsewhere."""
     assert (await ready.chat())[0] == 200
     for changed in (ready.key[:-1], ready.key + "0", ready.key[:20] + "f" * (len(ready.key) - 20), ready.key.upper()):
-        refused(await ready.chat(headers={"Authorization": f"Bearer {changed}"}), 401, "invalid_api_key")
+        ready.refused(await ready.chat(headers={"Authorization": f"Bearer {changed}"}), 401, "invalid_api_key")
 
 
 async def until_status(site, status: int, **fields) -> None:
@@ -79,7 +72,7 @@ async def test_an_expired_key_is_refused(site) -> None:
     await site.start()
     await site.worker(await site.engine())
     await site.routed(1)
-    refused(await site.chat(headers={"Authorization": f"Bearer {expired}"}), 401, "invalid_api_key")
+    site.refused(await site.chat(headers={"Authorization": f"Bearer {expired}"}), 401, "invalid_api_key")
     assert (await site.chat(headers={"Authorization": f"Bearer {soon}"}))[0] == 200
     site.key = soon
     await until_status(site, 401)
@@ -88,7 +81,7 @@ async def test_an_expired_key_is_refused(site) -> None:
 async def test_a_key_without_the_scope_is_refused(site) -> None:
     site.key = await site.book.key(scopes=("read", "admin"))
     await site.start()
-    refused(await site.chat(), 403, "insufficient_scope")
+    site.refused(await site.chat(), 403, "insufficient_scope")
 
 
 async def test_models_are_found_by_all_their_names_and_by_nothing_else(site) -> None:
@@ -128,12 +121,12 @@ async def test_models_are_found_by_all_their_names_and_by_nothing_else(site) -> 
         status, answer = await site.chat(model=name)
         assert (status, answer.get("model")) == (200, MODEL), (name, answer)
     for name in ("acme/none", "acme/inactive", str(inactive), f"{book.slug}/closed", "FAST", "mock-model", "../etc"):
-        refused(await site.chat(model=name), 404, "model_not_found")
+        site.refused(await site.chat(model=name), 404, "model_not_found")
     for name in ("acme/hidden", str(hidden), f"{theirs}/theirs"):
-        refused(await site.chat(model=name), 403, "model_not_accessible")
+        site.refused(await site.chat(model=name), 403, "model_not_accessible")
     # Allowed, but nobody serves them.
     for name in ("acme/granted", f"{book.slug}/secret"):
-        refused(await site.chat(model=name), 503, "no_worker")
+        site.refused(await site.chat(model=name), 503, "no_worker")
     async with openai.AsyncOpenAI(base_url=f"{site.url}/v1", api_key=site.key) as client:
         listed = {model.id for model in (await client.models.list()).data}
     assert listed == {MODEL, "acme/granted", f"{book.slug}/own", f"{book.slug}/secret"}
@@ -143,11 +136,11 @@ async def test_a_key_may_be_limited_to_models(site) -> None:
     only = await site.book.model("acme/only")
     site.key = await site.book.key(model_ids=[only])
     await site.start()
-    refused(await site.chat(), 403, "model_not_accessible")
+    site.refused(await site.chat(), 403, "model_not_accessible")
 
 
 async def test_a_new_model_is_known_at_once(ready) -> None:
-    refused(await ready.chat(model="acme/new"), 404, "model_not_found")
+    ready.refused(await ready.chat(model="acme/new"), 404, "model_not_found")
     await ready.book.model("acme/new")
     await until_status(ready, 503, model="acme/new")
 
@@ -160,7 +153,7 @@ async def test_requests_a_minute_are_limited_with_the_time_to_wait(site) -> None
     assert [(await site.chat())[0] for _ in range(2)] == [200, 200]
     url = f"{site.url}/v1/chat/completions"
     async with site.session.post(url, json={"model": MODEL}, headers=site.headers) as answer:
-        refused((answer.status, await answer.json()), 429, "rate_limit_exceeded")
+        site.refused((answer.status, await answer.json()), 429, "rate_limit_exceeded")
         assert 25 <= int(answer.headers["Retry-After"]) <= 30
     async with openai.AsyncOpenAI(base_url=f"{site.url}/v1", api_key=site.key, max_retries=0) as client:
         with pytest.raises(openai.RateLimitError):
@@ -173,7 +166,7 @@ async def test_tokens_a_minute_are_limited_once_they_are_used(site) -> None:
     await site.worker(await site.engine())
     await site.routed(1)
     assert (await site.chat(stream=True))[0] == 200  # 2 + 8 tokens
-    refused(await site.chat(), 429, "rate_limit_exceeded")
+    site.refused(await site.chat(), 429, "rate_limit_exceeded")
 
 
 async def test_tokens_of_a_month_are_limited_in_all_processes(site) -> None:
@@ -184,7 +177,7 @@ async def test_tokens_of_a_month_are_limited_in_all_processes(site) -> None:
     await site.start()
     await site.routed(1)
     assert (await site.chat())[0] == 200
-    refused(await site.chat(), 429, "insufficient_quota")
+    site.refused(await site.chat(), 429, "insufficient_quota")
     site.port = first
     await until_status(site, 429)
 
@@ -220,7 +213,7 @@ async def test_other_urls_and_methods_are_refused(ready) -> None:
     ):
         code = "method_not_allowed" if status == 405 else "unknown_url"
         async with ready.session.request(method, f"{ready.url}{path}", headers=ready.headers) as answer:
-            refused((answer.status, await answer.json()), status, code)
+            ready.refused((answer.status, await answer.json()), status, code)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +227,7 @@ async def test_other_urls_and_methods_are_refused(ready) -> None:
 async def test_what_is_asked_of_the_connection_is_refused(ready, header, value, code) -> None:
     headers = ready.headers | {header: value}
     async with ready.session.post(f"{ready.url}/v1/completions", data=b"{}", headers=headers) as answer:
-        refused((answer.status, await answer.json()), 400, code)
+        ready.refused((answer.status, await answer.json()), 400, code)
 
 
 async def test_more_requests_than_there_may_be_are_told_to_come_again(site) -> None:
@@ -247,7 +240,7 @@ async def test_more_requests_than_there_may_be_are_told_to_come_again(site) -> N
         return await site.metric("fleetpulse_proxy_requests_in_flight") == 1
 
     await site.until(is_under_way, "the first request")
-    refused(await site.chat(), 503, "overloaded")
+    site.refused(await site.chat(), 503, "overloaded")
     first.cancel()
 
     async def is_over() -> bool:
@@ -269,7 +262,7 @@ async def test_nobody_is_let_in_before_the_keys_are_known(site) -> None:
 
     site.is_ready = is_listening
     await site.start()
-    refused(await site.chat(), 503, "not_ready")
+    site.refused(await site.chat(), 503, "not_ready")
     async with site.session.get(f"{site.url}/readyz") as answer:
         assert (answer.status, "access" in (await answer.json())["missing"]) == (503, True)
 
@@ -281,7 +274,7 @@ async def test_a_fault_of_ours_ends_one_request_and_no_other(ready, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr("proxy.pipeline.resolve", fails)
         status, body = await ready.chat()
-        refused((status, body), 500, "internal_error")
+        ready.refused((status, body), 500, "internal_error")
         assert "made up" not in str(body)
     assert (await ready.chat())[0] == 200
 

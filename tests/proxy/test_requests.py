@@ -57,11 +57,8 @@ async def test_the_sdk_lists_models(client) -> None:
 
 
 async def test_an_engine_that_asks_for_a_key_gets_its_own_and_not_the_clients(site) -> None:
-    async def script(_, writer) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
-
     await site.start(engine_api_key="sk-engine")
-    engine = await site.scripted(script)
+    engine = await site.scripted()
     await site.worker(engine.url)
     await site.routed(1)
     assert (await site.chat())[0] == 200

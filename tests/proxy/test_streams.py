@@ -136,11 +136,8 @@ async def test_a_client_that_asks_for_the_usage_gets_it_untouched(site) -> None:
 
 
 async def test_the_body_reaches_the_engine_as_it_came_when_nothing_must_change(site) -> None:
-    async def script(_, writer) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
-
     await site.start()
-    engine = await site.scripted(script)
+    engine = await site.scripted()
     await site.worker(engine.url)
     await site.routed(1)
     body = b' {"model" :"acme/mock-model",\n"x": 1.50, "messages":[], "y": "\\u00e9"}\n'
