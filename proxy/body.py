@@ -24,7 +24,9 @@ _LOGPROBS: Final = ("logprobs", "top_logprobs", "prompt_logprobs")
 _LOGPROBS_MOST: Final = 100
 # Python's own limit, at which an engine fails instead of refusing, is a thousand calls.
 DEPTH_MOST: Final = 128
-_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+# More strings, or brackets outside of them, no API has a use for; counting their levels would hold up everybody else.
+PARTS_MOST: Final = 200_000
+_STRING: Final = re.compile(rb'"[^"]*"')
 _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b"[]{}")))
 
@@ -68,7 +70,9 @@ def parse(data: bytes, settings: ProxySettings) -> Body:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProxyError(400, "invalid_json", f"the body must be a JSON object: {error}") from None
     if data.count(b"[") + data.count(b"{") > DEPTH_MOST and not _is_shallow(data):
-        raise ProxyError(400, "invalid_json", f"the body is nested deeper than {DEPTH_MOST} levels")
+        raise ProxyError(
+            400, "invalid_json", f"the body is nested deeper than {DEPTH_MOST} levels, or has over {PARTS_MOST} parts"
+        )
     model = _value(fields, "model")
     if not isinstance(model, str) or not model:
         raise _wrong("model", "model must be the name of a model")
@@ -83,8 +87,14 @@ def parse(data: bytes, settings: ProxySettings) -> Body:
 
 
 def _is_shallow(data: bytes) -> bool:
-    """Whether JSON is nested no deeper than it may be: the innermost pairs of brackets go away, level after level."""
-    left = _STRING.sub(b"", data).translate(_BRACKETS, _NO_BRACKETS)
+    """Whether JSON, which this must be, is nested no deeper than it may be: the innermost pairs of brackets go away,
+    level after level. False as well for one of too many parts."""
+    plain = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if plain.count(b'"') > 2 * PARTS_MOST:
+        return False
+    left = _STRING.sub(b"", plain).translate(_BRACKETS, _NO_BRACKETS)
+    if len(left) > 2 * PARTS_MOST:
+        return False
     for _ in range(DEPTH_MOST):
         if not left:
             break

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from fleetpulse.settings import ProxySettings
-from proxy.body import DEPTH_MOST, parse
+from proxy.body import DEPTH_MOST, PARTS_MOST, parse
 from proxy.errors import ProxyError
 
 MODEL = "acme/mock-model"
@@ -94,6 +94,23 @@ async def test_of_what_is_said_twice_the_last_holds_as_it_does_for_engines(ready
     for body, status in SAID_TWICE.items():
         async with ready.session.post(f"{ready.url}/v1/chat/completions", data=body, headers=ready.headers) as answer:
             assert (body, answer.status) == (body, status)
+
+
+DEEP = b"[" * 100 + b"]" * 100 + b","
+
+
+@pytest.mark.parametrize("part", [b"[],", DEEP, b'"[",'])
+def test_a_body_of_endless_parts_is_refused_before_its_levels_are_counted(part: bytes) -> None:
+    """32 MB of brackets in brackets would hold up everybody for ten seconds."""
+    body = b'{"model":"a","x":[' + DEEP * 2 + part * 2 * PARTS_MOST + b"1]}"
+    with pytest.raises(ProxyError, match="parts"):
+        parse(body, ProxySettings())
+
+
+@pytest.mark.parametrize("text", [rb"\"[", rb"[\\\"[", rb"\\\\"])
+def test_brackets_in_texts_are_no_levels(text: bytes) -> None:
+    body = b'{"model":"a","x":[' + DEEP * 2 + b'"' + text * 300 + b'"]}'
+    assert parse(body, ProxySettings()).model == "a"
 
 
 async def test_a_body_that_is_too_large_is_refused(ready) -> None:
