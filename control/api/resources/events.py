@@ -53,7 +53,8 @@ async def events(call: Call[Nothing, Nothing]) -> web.StreamResponse:
 
 async def _follow(call: Call[Nothing, Nothing], log: EventLog, response: web.StreamResponse) -> None:
     sequence, missed = log.resume(call.request.headers.get(LAST_EVENT_ID))
-    await _write(response, f"retry: {RETRY_MILLISECONDS}\n\n".encode())
+    # With an id from the start, who is cut off before the first event is told of those that came meanwhile.
+    await _write(response, f"id: {log.identify(sequence)}\nretry: {RETRY_MILLISECONDS}\n\n".encode())
     while not log.closed:
         principal = await _still_admitted(call)
         if principal is None:
@@ -62,8 +63,8 @@ async def _follow(call: Call[Nothing, Nothing], log: EventLog, response: web.Str
             missed, sequence = False, log.newest
             await _write(response, _message(log.identify(sequence), "gap", _GAP))
         found = log.after(sequence)
-        await _write(response, _messages(log, found, principal))
         sequence = found[-1].sequence if found else sequence
+        await _write(response, _messages(log, found, principal) or b":\nid: %b\n\n" % log.identify(sequence).encode())
         await log.wait(sequence, call.parts.settings.event_interval_seconds)
 
 
@@ -80,10 +81,11 @@ async def _still_admitted(call: Call[Nothing, Nothing]) -> Principal | None:
 
 
 def _messages(log: EventLog, found: Sequence[Event], principal: Principal) -> bytes:
-    """Those that the listener may see; without any, a comment, which keeps the connection alive."""
+    """Those that the listener may see. Without any, a comment keeps the connection alive, and the id moves on, so that
+    what others did is nothing missed."""
     only = principal.only_organization
     seen = [event for event in found if only is None or event.organization_id == str(only)]
-    return b"".join(_message(log.identify(event.sequence), event.kind, event.data) for event in seen) or b":\n\n"
+    return b"".join(_message(log.identify(event.sequence), event.kind, event.data) for event in seen)
 
 
 def _message(identity: str, kind: str, data: bytes) -> bytes:

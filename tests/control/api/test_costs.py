@@ -21,6 +21,7 @@ INSERT INTO finops.inference_usage_1m (bucket, instance_id, organization_id, key
     unpriced_requests, last_request_at)
 VALUES (%s, %s, 'org', 'key', 'model', 'acme/model', 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 0, %s, 0, now())
 """
+TOKENS = "UPDATE finops.inference_usage_1m SET input_tokens = %s, output_tokens = %s WHERE instance_id = %s"
 ORPHAN = """
 INSERT INTO orphan_machines (provider, zone, machine_id, status, ours, price_per_hour, currency, first_seen_at,
     last_seen_at, resolved_at)
@@ -89,3 +90,36 @@ async def test_others_than_operators_see_their_own_machines_alone(
     organization = await fleet.ask("POST", "/organizations", 201, json={"slug": "acme", "name": "Acme"})
     key = await new_key("read", organization_id=organization["organization_id"])
     assert (await fleet.ask("GET", "/usage/costs", key=key))["rows"] == []
+
+
+async def test_what_a_million_tokens_cost_holds_the_idle_time_too(fleet: Any, life: Any, sql: Any) -> None:
+    asked = await life(booting=60, ready=50, terminating=20, terminated=15)
+    quiet = await life(booting=60, ready=50)
+    await sql.execute(BUSY, (NOW - 45 * MINUTE, asked, 600.0))
+    await sql.execute(TOKENS, (400_000, 100_000, asked))
+    answer = await fleet.get("/usage/costs", until=NOW.isoformat())
+    by_id = {row["instance_id"]: row for row in answer["rows"]}
+    # 45 minutes at 3.60 an hour for half a million tokens.
+    assert by_id[asked]["cost_per_million_tokens"] == pytest.approx(5.4)
+    assert by_id[asked]["idle_ratio"] == pytest.approx(20 / 45)
+    assert (by_id[asked]["input_tokens"], by_id[asked]["output_tokens"]) == (400_000, 100_000)
+    assert (by_id[quiet]["input_tokens"], by_id[quiet]["cost_per_million_tokens"]) == (None, None)
+
+
+async def test_the_machines_of_a_model_are_one_row(fleet: Any, life: Any, sql: Any) -> None:
+    made = await fleet.ask("POST", "/models", 201, json={"hugging_face_id": "acme/of-costs", "name": "Of costs"})
+    model = made["model_id"], made["hugging_face_id"]
+    for number in range(3):
+        one = await life(booting=60, ready=50)
+        await sql.execute("UPDATE instances SET model_id = %s WHERE instance_id = %s", (model[0], one))
+        if number == 2:
+            await sql.execute("UPDATE instances SET price_per_hour = NULL WHERE instance_id = %s", (one,))
+    await sql.execute(BUSY, (NOW - 45 * MINUTE, one, 600.0))
+    answer = await fleet.get("/usage/costs", until=NOW.isoformat(), group_by="model")
+    # What a price is known of is not mixed with what it is not.
+    priced, unpriced = sorted(answer["rows"], key=lambda row: -row["machines"])
+    assert (priced["model"], priced["machines"], priced["currency"]) == (model[1], 2, "EUR")
+    assert priced["costs"] == pytest.approx({"serving": 0, "idle": 6, "unready": 1.2, "dead": 0, "orphan": 0})
+    assert (unpriced["model"], unpriced["machines"], unpriced["costs"]) == (model[1], 1, None)
+    assert unpriced["seconds"]["serving"] == 600
+    assert (priced["instance_id"], priced["price_per_hour"], answer["group_by"]) == (None, None, "model")

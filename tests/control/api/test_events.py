@@ -31,6 +31,7 @@ class Listener:
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
         self.answer = answer
         self.comments = 0
+        self.last_id = ""
 
     async def next(self) -> tuple[str, str, Any]:
         """Id, kind and data of the next event."""
@@ -43,6 +44,7 @@ class Listener:
                 elif line:
                     name, _, value = line.partition(": ")
                     fields[name] = value
+                    self.last_id = value if name == "id" else self.last_id
                 elif "data" in fields:
                     return fields["id"], fields["event"], msgspec.json.decode(fields["data"])
                 else:
@@ -64,7 +66,8 @@ async def listening(api: Any, last: str | None = None, **headers: str) -> AsyncI
         listener = Listener(answer)
         # The first comment: from now on nothing is missed.
         async with asyncio.timeout(10):
-            await answer.content.readuntil(b"retry: 2000\n\n")
+            first = await answer.content.readuntil(b"retry: 2000\n\n")
+        listener.last_id = first.decode().split()[1]
         yield listener
 
 
@@ -98,6 +101,18 @@ async def test_a_client_that_comes_back_misses_nothing(serve: Any) -> None:
         add(api, number)
     async with listening(api, identity) as listener:
         assert [(await listener.next())[2] for _ in range(2)] == [{"n": 2}, {"n": 3}]
+
+
+async def test_a_client_that_was_cut_off_before_it_heard_anything_misses_nothing(serve: Any) -> None:
+    api, other = await serve(), await serve()
+    async with listening(api) as listener:
+        identity = listener.last_id
+    add(api, 1)
+    async with listening(api, identity) as listener:
+        assert (await listener.next())[2] == {"n": 1}
+    # Another process behind the same address numbers its events otherwise, and says that some may be missed.
+    async with listening(other, identity) as listener:
+        assert (await listener.next())[1] == "gap"
 
 
 @pytest.mark.parametrize("last", ["nonsense", "0123456789ab-1", "PROCESS-99", "PROCESS-x", "PROCESS-1"])
@@ -149,6 +164,27 @@ async def test_an_organisation_hears_only_of_its_own(
         add(api, 2, "somebody else")
         add(api, 3, tenant["organization_id"])
         assert (await listener.next())[2] == {"n": 3}
+
+
+async def test_what_is_not_for_somebody_is_not_missed_by_them(
+    serve: Any, sql: Any, shared_database_url: str, new_key: Any
+) -> None:
+    api = await serve(shared_database_url, events_kept=2, event_interval_seconds=0.05)
+    tenant = await api.ask("POST", "/organizations", 201, json={"slug": "acme", "name": "Acme"})
+    key = f"Bearer {await new_key('read', organization_id=tenant['organization_id'])}"
+    async with listening(api, Authorization=key) as listener:
+        await clients(api, 1)
+        for number in range(5):
+            add(api, number, "somebody else")
+            async with asyncio.timeout(20):
+                while listener.last_id != api.parts.events.identify(number + 1):
+                    line = (await listener.answer.content.readuntil(b"\n")).decode().strip()
+                    assert line != "event: gap"
+                    listener.last_id = line.removeprefix("id: ") if line.startswith("id: ") else listener.last_id
+    async with listening(api, listener.last_id, Authorization=key) as listener:
+        await clients(api, 1)
+        add(api, 6, tenant["organization_id"])
+        assert (await listener.next())[1:] == ("lifecycle", {"n": 6})
 
 
 async def test_too_many_clients_are_refused(serve: Any) -> None:
