@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from collector import otlp_json
+from collector import otlp, otlp_json
 from collector.kinship import Kin
 from collector.template import Decoded, Plan, Template, decoded, make_template
 from collector.walk import walk
@@ -178,7 +176,7 @@ class Decoder:
         number, chunk = numbered
         self.walked += 1
         try:
-            parsed = _parse(chunk)
+            parsed, mended = otlp.parse(chunk)
             sketch = walk(parsed.resource_metrics[0])
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             # No message of a stranger may stop the pipeline, not even one that we failed to imagine.
@@ -187,6 +185,8 @@ class Decoder:
         if sketch.worker is None:
             contents.unidentified[number] += 1
             return None
+        if mended:
+            sketch.refuse("not_utf8")
         plan = Plan.of(sketch)
         contents.resources.append(decoded(sketch, plan, number))
         sender = self._senders.get(key)
@@ -214,19 +214,10 @@ class Decoder:
         self._kin[length, len(resource)] = [kin, *known][:KIN_PER_KIND]
 
 
-def _parse(message: bytes) -> ExportMetricsServiceRequest:
-    request = ExportMetricsServiceRequest()
-    try:
-        request.ParseFromString(message)
-    except DecodeError as error:
-        raise MalformedMetricsError(f"not an OTLP metrics request: {error}") from error
-    return request
-
-
-def _parse_json(message: bytes) -> ExportMetricsServiceRequest:
+def _from_json(message: bytes) -> bytes:
     if len(message) > JSON_BYTES:
         raise MalformedMetricsError(f"JSON of {len(message)} bytes, more than {JSON_BYTES}: send otlp_proto")
-    return otlp_json.parse(message)
+    return otlp_json.parse(message).SerializeToString()
 
 
 def _resources(message: bytes) -> list[bytes]:
@@ -238,10 +229,10 @@ def _resources(message: bytes) -> list[bytes]:
         length, start = _varint(message, 1)
         if start and start + length == len(message):
             return [message]
-    resources = (_parse_json(message) if message[:1] == JSON_BEGINS else _parse(message)).resource_metrics
+    resources = otlp.resources(_from_json(message) if message[:1] == JSON_BEGINS else message)
     if not resources:
         raise MalformedMetricsError("no resource metrics in the message")
-    return [ExportMetricsServiceRequest(resource_metrics=[each]).SerializeToString() for each in resources]
+    return resources
 
 
 def _resource_place(start_of_message: bytes) -> slice:

@@ -10,10 +10,9 @@ import json
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import hdrs, web
-from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
@@ -21,6 +20,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 
 from collector import otlp_json
 from collector.metrics import CollectorMetrics
+from collector.otlp import parse_tolerantly
 from fleetpulse.stream import heartbeat as heartbeats
 from fleetpulse.stream.errors import MalformedMetricsError, MessageError, NotDeliveredError
 from fleetpulse.stream.producer import StreamProducer
@@ -132,11 +132,10 @@ class Door:
             export = await self._parsed_json(body)
             body = export.SerializeToString()
         elif request.content_type == PROTOBUF:
-            export = ExportMetricsServiceRequest()
             try:
-                export.ParseFromString(body)
-            except DecodeError as error:
-                raise _refusal(web.HTTPBadRequest, f"not an OTLP metrics request: {error}") from error
+                export = parse_tolerantly(body)
+            except MalformedMetricsError as error:
+                raise _refusal(web.HTTPBadRequest, str(error)) from error
         else:
             raise _refusal(web.HTTPUnsupportedMediaType, f"Content-Type: use {PROTOBUF} or {JSON}")
         if export.resource_metrics:
@@ -162,7 +161,7 @@ class Door:
             ) from error
 
 
-def _sender_key(export: ExportMetricsServiceRequest) -> bytes:
+def _sender_key(export: Any) -> bytes:
     """One partition for one sender, so that its messages stay in order."""
     return hashlib.blake2b(export.resource_metrics[0].resource.SerializeToString(), digest_size=16).hexdigest().encode()
 

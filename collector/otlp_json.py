@@ -16,13 +16,13 @@ _MISREAD_BYTES: Final = {24: 16, 12: 8}
 
 
 def parse(body: bytes) -> ExportMetricsServiceRequest:
-    """Read a request; unknown fields are ignored, as OTLP says they are to be.
+    """Read a request; unknown fields are ignored, as OTLP says they are to be, and what is not UTF-8 becomes U+FFFD.
 
     Raises MalformedMetricsError for what is no such request.
     """
     request = ExportMetricsServiceRequest()
     try:
-        json_format.Parse(body, request, ignore_unknown_fields=True)
+        json_format.Parse(body.decode(errors="replace"), request, ignore_unknown_fields=True)
     except (json_format.ParseError, ValueError, TypeError, RecursionError) as error:
         raise MalformedMetricsError(f"not an OTLP metrics request in JSON: {error}") from error
     for exemplar in _exemplars(request):

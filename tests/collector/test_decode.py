@@ -14,6 +14,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 
 from collector import otlp_json
 from collector.decode import Decoder
+from collector.otlp import parse
 from collector.template import ABSENT_BITS, Decoded, Plan, decoded
 from collector.walk import explicit_buckets, walk
 from fleetpulse.local import otlp_messages as otlp
@@ -150,6 +151,51 @@ def test_a_resource_without_identity_is_refused_and_its_neighbour_is_not():
     contents = Decoder().decode([request.SerializeToString()])
     assert contents.unidentified == {0: 1}
     assert [found.messages for found in contents.resources] == [[0]]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_text_that_is_not_utf8_costs_itself_and_neither_its_resource_nor_its_neighbours(as_json):
+    request = ExportMetricsServiceRequest()
+    for worker in ("a", "b"):
+        scope = otlp.agent_resource(request, worker, "boot")
+        otlp.gauge(scope, "system.uptime", 7.0, NOW)
+        otlp.gauge(scope, "any.series", 1.5, NOW, {"path": "caf????" if worker == "a" else "cafe"})
+    text = json_format.MessageToJson(request).encode() if as_json else request.SerializeToString()
+    contents = Decoder().decode([text.replace(b"????", b"\xe9\xff\xc3\x28"), request.SerializeToString()])
+    assert not contents.problems
+    found = {(resource.messages[0], resource.plan.worker.worker_id): resource for resource in contents.resources}
+    assert set(found) == {(0, "a"), (0, "b"), (1, "a"), (1, "b")}
+    for resource in found.values():
+        assert columns(resource) == {("system_samples", "", "", NOW): {"uptime_seconds": 7.0}}
+    assert [json.loads(name)["path"] for _, name, _, _ in points(found[0, "a"])] == ["caf\ufffd\ufffd\ufffd("]
+    assert [json.loads(name)["path"] for _, name, _, _ in points(found[0, "b"])] == ["cafe"]
+    assert found[0, "a"].plan.refused == ({} if as_json else {"not_utf8": 1})
+    assert not found[0, "b"].plan.refused
+
+
+def test_a_worker_whose_name_is_not_utf8_belongs_to_nobody_and_its_neighbour_is_read():
+    request = ExportMetricsServiceRequest()
+    for worker in ("????", "b"):
+        otlp.gauge(otlp.agent_resource(request, worker, "boot"), "system.uptime", 7.0, NOW)
+    contents = Decoder().decode([request.SerializeToString().replace(b"????", b"a\xff\xfe\xfd")])
+    assert (contents.unidentified, contents.problems) == ({0: 1}, {})
+    assert [resource.plan.worker.worker_id for resource in contents.resources] == ["b"]
+
+
+def test_bytes_that_are_no_text_are_left_as_they_are_where_a_text_is_mended():
+    request = ExportMetricsServiceRequest()
+    scope = otlp.agent_resource(request, "w", "b")
+    otlp.gauge(scope, "any.series", 1.0, NOW, {"path": "????"})
+    point = scope.metrics[0].gauge.data_points[0]
+    point.exemplars.add().trace_id = b"\xff" * 16
+    added = point.attributes.add()
+    added.key, added.value.bytes_value = "raw", b"\xff\xfe"
+    parsed, mended = parse(request.SerializeToString().replace(b"????", b"\xff\xff\xff\xff"))
+    assert mended
+    (read_point,) = parsed.resource_metrics[0].scope_metrics[0].metrics[0].gauge.data_points
+    assert read_point.exemplars[0].trace_id == b"\xff" * 16
+    assert [each.value.bytes_value for each in read_point.attributes if each.key == "raw"] == [b"\xff\xfe"]
+    assert [each.value.string_value for each in read_point.attributes if each.key == "path"] == ["\ufffd" * 4]
 
 
 @pytest.mark.parametrize("attribute", ["service.instance.id", "host.id", "host.name"])

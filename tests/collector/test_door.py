@@ -85,6 +85,18 @@ async def test_compressed_bodies_and_json_are_understood(fleet, door):
     assert fleet.query("SELECT worker_id FROM workers ORDER BY 1") == [("json",), ("zipped",)]
 
 
+async def test_a_batch_with_a_text_that_is_not_utf8_is_taken(fleet, door):
+    message = otlp.agent_message("????", 1, time.time_ns(), gpus=1)
+    # The worker's name stands in the host's name too, and only that one is broken.
+    broken = message.replace(b"host-of-????", b"host-of-\xff\xfe\xfd\xfc")
+    assert broken != message
+    status, _, _ = await post(f"{door}/v1/metrics", broken, BEARER | PROTOBUF)
+    assert status == 200
+    await fleet.rows("system_samples", 1)
+    assert fleet.query("SELECT worker_id, host_name FROM workers") == [("????", "host-of-" + "\ufffd" * 4)]
+    assert fleet.query("SELECT kind, reason, count FROM data_quality") == [("rejected", "not_utf8", 1)]
+
+
 BOMB = gzip.compress(bytes(10_000_000))
 REFUSED = {
     "no token": (b"", {}, 401),
