@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from fleetpulse.settings import StreamSettings
-from fleetpulse.stream.client import connection_options, stop_client
+from fleetpulse.stream.client import connection_options, start_client, stop_client
 from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
@@ -32,7 +32,7 @@ async def tell_offsets(
         )
         try:
             async with asyncio.timeout(settings.request_timeout_seconds):
-                await consumer.start()
+                await start_client(consumer)
                 consumer.assign(list(offsets))
                 await consumer.commit(offsets)
         except (KafkaError, OSError, TimeoutError) as error:

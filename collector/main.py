@@ -17,6 +17,7 @@ from fleetpulse.database import DatabaseError, Profile, prepare
 from fleetpulse.http import add_health_endpoints, serving
 from fleetpulse.settings import CollectorSettings, DatabaseSettings, StreamSettings
 from fleetpulse.stream.producer import StreamProducer
+from fleetpulse.tasks import end
 from fleetpulse.telemetry import logger
 
 _log = logger(__name__)
@@ -84,10 +85,13 @@ class Collector:
         try:
             while not stop.is_set():
                 preparing = asyncio.create_task(prepare(self._database), name="collector-prepare")
-                await asyncio.wait({preparing, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if not preparing.done():
+                try:
+                    await asyncio.wait({preparing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    # Also when we are cancelled: nobody else knows of it.
                     preparing.cancel()
                     await asyncio.wait({preparing})
+                if preparing.cancelled():
                     return None
                 try:
                     return preparing.result()
@@ -98,7 +102,7 @@ class Collector:
                 await asyncio.wait({stopping}, timeout=self._database.connect_timeout_seconds)
             return None
         finally:
-            stopping.cancel()
+            await end(stopping)
 
 
 async def run(

@@ -11,7 +11,7 @@ from aiokafka.errors import OffsetOutOfRangeError
 
 from collector.offsets import Claim
 from fleetpulse.settings import StreamSettings
-from fleetpulse.stream.client import stop_client
+from fleetpulse.stream.client import start_client, stop_client
 from fleetpulse.stream.consumer import Record, make_consumer, topic_partitions
 
 PROBE_SECONDS: Final = 2.0
@@ -59,7 +59,7 @@ class Source:
         consumer = make_consumer(self._settings, self._client_id)
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
-                await consumer.start()
+                await start_client(consumer)
         except BaseException:
             await stop_client(consumer)
             raise

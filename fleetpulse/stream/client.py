@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
 from aiokafka.helpers import create_ssl_context
@@ -37,31 +38,49 @@ async def start_client(client: Startable) -> None:
         await asyncio.shield(starting)
     finally:
         if not starting.done():
-            await asyncio.wait({starting}, timeout=STOP_SECONDS)
-            starting.cancel()
-            await asyncio.wait({starting})
+            await _whole(_end_in_time(starting))
         if not starting.cancelled():
             starting.exception()
 
 
 async def stop_client(client: Stoppable) -> None:
-    """Stop a client whose broker may be gone, within STOP_SECONDS.
+    """Stop a client whose broker may be gone, within STOP_SECONDS; a cancellation waits for that, however often it
+    comes: what would be left open, nobody closes any more."""
+    await _whole(_stop(client))
 
-    In a task of its own: aiokafka cancels its own tasks while stopping and at times lets that cancellation out, which
-    must not be taken for ours.
-    """
+
+async def _stop(client: Stoppable) -> None:
+    # In a task of its own: aiokafka cancels its own tasks while stopping and at times lets that cancellation out, which
+    # must not be taken for ours.
     stopping = asyncio.create_task(client.stop(), name="kafka-stop")
-    try:
-        await asyncio.wait({stopping}, timeout=STOP_SECONDS)
-    finally:
-        stopping.cancel()
-    await asyncio.wait({stopping})
+    await _end_in_time(stopping)
     if stopping.cancelled() or stopping.exception() is not None:
         problem = "cancelled" if stopping.cancelled() else repr(stopping.exception())
         _log.debug("client did not stop cleanly", extra={"error": problem})
         inner = getattr(client, "_client", None) or getattr(client, "client", None)
         if inner is not None:
             await inner.close()
+
+
+async def _end_in_time(task: "asyncio.Task[None]") -> None:
+    """Wait for a task, but no longer than STOP_SECONDS."""
+    await asyncio.wait({task}, timeout=STOP_SECONDS)
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def _whole(work: Coroutine[Any, Any, None]) -> None:
+    """Do work of bounded time to its end; a cancellation of the caller is passed on afterwards."""
+    task = asyncio.create_task(work, name="kafka-whole")
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation is not None:
+        raise cancellation
+    task.result()
 
 
 def connection_options(settings: StreamSettings, client_id: str) -> dict[str, Any]:
