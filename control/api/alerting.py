@@ -4,6 +4,7 @@ This is for people who look now. What wakes somebody up are Prometheus's rules, 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final, Literal
 
 import msgspec
@@ -15,8 +16,9 @@ from fleetpulse.stream.fleet_view import MassSilence, Reason, WorkerView
 
 Severity = Literal["critical", "warning", "info"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("critical", "warning", "info")
-# Of a kind; a whole fleet that is silent makes one alert of its own.
-MOST_OF_A_KIND: Final = 100
+# More of a name are told as one: a rack that is lost is one thing to look at, and not one for each of its workers.
+MOST_OF_A_KIND: Final = 20
+NAMED: Final = 3
 # Well before the watchdog counts the worker as dead.
 STALLED_SECONDS: Final = 30.0
 # vLLM's own dashboards turn red here.
@@ -34,7 +36,7 @@ TROUBLED: Final = """
 SELECT instance_id, state, extract(epoch FROM now() - state_since)::float8, failure
 FROM instances
 WHERE state NOT IN ('ready', 'terminated', 'archived')
-ORDER BY state_since LIMIT 1000
+ORDER BY state_since LIMIT 10000
 """
 LATE_JOBS: Final = """
 SELECT job, count(*), max(extract(epoch FROM now() - due_at))::float8
@@ -53,7 +55,8 @@ FROM orphan_machines WHERE resolved_at IS NULL GROUP BY provider ORDER BY provid
 
 
 class Alert(msgspec.Struct, frozen=True):
-    """One thing that is wrong. ``subject`` is the worker, instance, job or provider; null where it is the whole."""
+    """One thing that is wrong, or many of a name as one. ``subject`` is the worker, instance, job or provider; null
+    where it is the whole, or many."""
 
     name: str
     severity: Severity
@@ -62,6 +65,8 @@ class Alert(msgspec.Struct, frozen=True):
     since_seconds: float | None
     """How long it has been so; null where that is unknown."""
     detail: str
+    count: int = 1
+    """How many it stands for; ``since_seconds`` is then the longest."""
 
 
 def of_pipeline(silence: MassSilence) -> Iterator[Alert]:
@@ -69,7 +74,7 @@ def of_pipeline(silence: MassSilence) -> Iterator[Alert]:
     if silence.active and silence.reason is not None:
         severity, detail = _SILENCE[silence.reason]
         if silence.silent_workers:
-            detail = f"{detail} Silent: {silence.silent_workers} of {silence.workers}."
+            detail = f"{detail} Silent: {silence.silent_workers:,} of {silence.workers:,}."
         yield Alert("MassSilence", severity, "pipeline", None, None, detail)
 
 
@@ -127,7 +132,7 @@ def of_instances(rows: Iterable[Sequence[Any]], settings: JobSettings) -> Iterat
 def of_jobs(late: Iterable[Sequence[Any]], failed: Iterable[Sequence[Any]]) -> Iterator[Alert]:
     """About control's own work. Rows are those of LATE_JOBS and FAILED_ACTIONS."""
     for job, count, seconds in late:
-        detail = f"{count} due and not begun, the oldest for {seconds:.0f} s."
+        detail = f"{count:,} due and not begun, the oldest for {seconds:.0f} s."
         yield Alert("JobLate", "warning", "job", job, seconds, detail)
     for action, provider, count, seconds in failed:
         where = f" at {provider}" if provider else ""
@@ -142,20 +147,31 @@ def of_providers(failing: Iterable[Sequence[Any]], orphans: Iterable[Sequence[An
             "ProviderFailing", "warning", "provider", provider, None, f"Its catalogue cannot be read: {failure}"
         )
     for provider, count, seconds in orphans:
-        detail = f"{count} of its machines belong to no instance and may cost money."
+        detail = f"{count:,} of its machines belong to no instance and may cost money."
         yield Alert("OrphanMachines", "warning", "provider", provider, seconds, detail)
 
 
 def shortened(alerts: Iterable[Alert]) -> list[Alert]:
-    """Worst first, then those that began last, and at most MOST_OF_A_KIND of each name."""
-    counts: dict[str, int] = {}
-    kept = []
-    for alert in sorted(alerts, key=lambda one: (SEVERITIES.index(one.severity), one.since_seconds or 0.0)):
-        counts[alert.name] = counts.get(alert.name, 0) + 1
-        if counts[alert.name] <= MOST_OF_A_KIND:
-            kept.append(alert)
-    return kept
+    """Worst first, then those that began last. More than MOST_OF_A_KIND of a name are one."""
+    by_name: dict[str, list[Alert]] = {}
+    for alert in sorted(alerts, key=_order):
+        by_name.setdefault(alert.name, []).append(alert)
+    found = ([_together(same)] if len(same) > MOST_OF_A_KIND else same for same in by_name.values())
+    return sorted(chain.from_iterable(found), key=_order)
+
+
+def _order(alert: Alert) -> tuple[int, float]:
+    return SEVERITIES.index(alert.severity), alert.since_seconds or 0.0
+
+
+def _together(same: Sequence[Alert]) -> Alert:
+    """Many of a name, worst and newest first, as one."""
+    first = same[0]
+    named = ", ".join(str(alert.subject) for alert in same[:NAMED])
+    longest = max((alert.since_seconds for alert in same if alert.since_seconds is not None), default=None)
+    detail = f"{len(same):,} {first.kind}s, the newest {named}. Of the first: {first.detail}"
+    return Alert(first.name, first.severity, first.kind, None, longest, detail, len(same))
 
 
 def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
+    return "once" if count == 1 else f"{count:,} times"

@@ -97,7 +97,8 @@ def _of_http(request: web.Request, error: web.HTTPException) -> ProblemError:
     """aiohttp's own refusals: unknown route, wrong method, body too large."""
     headers = {name: error.headers[name] for name in ("Allow", "Location") if name in error.headers}
     if isinstance(error, web.HTTPNotFound):
-        return ProblemError(404, f"there is no {request.path}")
+        hint = ": paths do not end in /" if request.path.endswith("/") else ""
+        return ProblemError(404, f"there is no {request.path}{hint}")
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return ProblemError(405, f"{request.path} answers {allowed}", headers=headers)

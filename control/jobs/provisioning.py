@@ -4,6 +4,7 @@ from typing import Any
 
 import psycopg
 
+from control.jobs.framework import said
 from control.jobs.framework.backoff import pause_seconds
 from control.jobs.framework.calls import call
 from control.jobs.framework.context import JobContext
@@ -35,11 +36,13 @@ async def work(context: JobContext, item: Item) -> Outcome:
     provider = provider_of(context, instance.provider)
     request = instance.request(context.environment_of(instance))
     try:
-        machine = await call(context, item, "create", instance.provider, provider.create(request), _described)
+        made = await call(context, item, "create", instance.provider, provider.create(request), _described)
     except ProviderError as error:
         if error.retryable:
             return _again(context, item, error)
         return await _fail(context, item, instance, "machine_refused", str(error))
+    # As inventories name it, whatever the provider calls it.
+    machine = said.machine(made)
     try:
         await _boot(context, item, instance, machine, attempts=item.attempts + 1)
     except psycopg.errors.UniqueViolation:

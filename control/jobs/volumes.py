@@ -6,12 +6,14 @@ A volume of an instance that is over goes after the leftover grace; one that nob
 from typing import Any, Final
 
 from control.database import Row
+from control.jobs.framework import said
 from control.jobs.framework.backoff import pause_seconds
 from control.jobs.framework.calls import call
 from control.jobs.framework.context import JobContext
 from control.jobs.framework.item import Item, Outcome
 from control.jobs.framework.job import Job
 from control.jobs.framework.providers import provider_of
+from control.lifecycle.evidence import text
 from control.providers.interface import ProviderError, Volume
 from fleetpulse.settings import JobSettings
 
@@ -68,7 +70,8 @@ async def work(context: JobContext, item: Item) -> Outcome:
     name = item.subject
     provider = provider_of(context, name)
     volumes = await call(context, item, "volumes", name, provider.volumes(), log_success=False)
-    columns = _columns(name, list(volumes))
+    # A list that is read in parts may name one twice.
+    columns = _columns(name, list({(one.zone, one.volume_id): one for one in map(said.volume, volumes)}.values()))
     async with context.fenced(item) as connection:
         await connection.execute(_KEEP, columns)
         await connection.execute(_GONE, columns)
@@ -104,7 +107,7 @@ async def _delete(context: JobContext, item: Item, row: Row) -> None:
         deletion = context.providers[item.subject].delete_volume(volume)
         await call(context, item, "delete_volume", item.subject, deletion, lambda _: {"volume_id": volume_id})
     except ProviderError as error:
-        failure = str(error)
+        failure = text(str(error))
     interval = context.settings.volumes_interval_seconds
     pause = pause_seconds(attempts + 1, interval / 2, 60 * interval)
     async with context.fenced(item) as connection:

@@ -4,10 +4,13 @@ characters."""
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from psycopg.types.json import Jsonb
+
+# Of up to four bytes each, three of them still fit into an entry of an index, which has 2,704 bytes.
+LINE_CHARACTERS: Final = 200
 
 
 def stored(value: Mapping[str, Any]) -> Jsonb:
@@ -18,6 +21,11 @@ def stored(value: Mapping[str, Any]) -> Jsonb:
 def text(said: str) -> str:
     """What of a text UTF-8 and PostgreSQL can hold; the rest is shown as having been there."""
     return said.replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
+def line(said: str) -> str:
+    """The same of a name or an id, of which an index holds only so much."""
+    return text(said)[:LINE_CHARACTERS]
 
 
 def plain(value: Any) -> Any:

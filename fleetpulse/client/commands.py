@@ -16,13 +16,15 @@ from fleetpulse.client import chat, shown
 from fleetpulse.client.control import ControlClient, RefusedError
 from fleetpulse.client.errors import AskError
 from fleetpulse.client.place import place
-from fleetpulse.settings import ClientSettings, LocalSettings, load
+from fleetpulse.settings import ClientSettings, LocalSettings, SettingsError, load
 from fleetpulse.stream.lifecycle import INSTANCE_STATES
 
 LOOK_SECONDS: Final = 1.0
 SENDS: Final = 3
 # From these an instance does not become ready any more, not by itself.
 _FAILED: Final = frozenset({"startup_failed", "worker_dead", "draining", "terminating", "terminated", "archived"})
+
+_COSTS_BY: Final = ("model", "machine")
 
 
 def ask(work: Callable[[ControlClient], Awaitable[int]]) -> int:
@@ -135,13 +137,20 @@ def why(asked: argparse.Namespace) -> int:
 
 
 def usage(asked: argparse.Namespace) -> int:
-    """Tokens and money, or the ledger."""
+    """Tokens and money, or the ledger, or what machines cost. Raises AskError, SettingsError."""
+    if asked.costs and asked.by not in _COSTS_BY:
+        raise SettingsError(f"--by {asked.by} does not go with --costs: they are by {' or '.join(_COSTS_BY)}")
+    if asked.by == "machine" and not asked.costs:
+        raise SettingsError("--by machine goes with --costs alone; requests are by instance")
     query = [("window_s", str(asked.window))]
 
     async def work(client: ControlClient) -> int:
         if asked.ledger:
             answer = await client.get("/usage/ledger", query)
             _tell(asked, answer, shown.ledger(answer))
+        elif asked.costs:
+            answer = await client.get("/usage/costs", [*query, ("group_by", asked.by)])
+            _tell(asked, answer, shown.costs(answer))
         else:
             answer = await client.get("/usage", [*query, ("group_by", asked.by)])
             _tell(asked, answer, shown.usage(answer))

@@ -48,12 +48,18 @@ def add_commands(command: Command, run: Callable[[str], Run]) -> None:
     usage = command("usage", run("usage"), _EXTRA, "Show what requests used, and what it cost")
     usage.add_argument(
         "--by",
-        choices=("model", "organization", "key", "instance"),
+        choices=("model", "organization", "key", "instance", "machine"),
         default="model",
-        help="a line each (default: model)",
+        help="a line each (default: model); costs are by model or machine",
     )
-    usage.add_argument("--window", type=_length, default=86_400, metavar="LENGTH", help="until now, e.g. 30m, 24h, 7d")
-    usage.add_argument("--ledger", action="store_true", help="the proxy's tokens against the engines' counters instead")
+    usage.add_argument(
+        "--window", type=_length, default=86_400, metavar="LENGTH", help="until now, e.g. 30m, 24h, 7d (default: 24h)"
+    )
+    instead = usage.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--ledger", action="store_true", help="the proxy's tokens against the engines' counters instead"
+    )
+    instead.add_argument("--costs", action="store_true", help="what machines cost, by what they were, instead")
 
     chat = command("chat", run("chat"), _EXTRA, "Ask a model, through the proxy")
     chat.add_argument("text", metavar="TEXT", help="what to ask")

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 
 _NOTHING: Final = "-"
+_PARTS: Final = ("serving", "idle", "unready", "dead", "orphan")
 _MINUTE: Final = 60.0
 _HOUR: Final = 3600.0
 _DAY: Final = 86_400.0
@@ -98,6 +99,44 @@ def ledger(answer: Mapping[str, Any]) -> str:
             (_time(one["window_start"]), one["worker_id"], str(one["proxy_requests"]), *map(_count, sides), remark)
         )
     return table([headings, *rows])
+
+
+def costs(answer: Mapping[str, Any]) -> str:
+    """A line a machine or model, and the sums: how long it was what, what that cost, and what came out of it."""
+    if not answer["rows"]:
+        return "no machines"
+    headings = (
+        answer["group_by"].upper(),
+        "MACHINES",
+        *map(str.upper, _PARTS),
+        "IDLE %",
+        "COST",
+        "TOKENS",
+        "PER MILLION",
+    )
+    rows = [
+        (
+            one["model"] or "no model" if answer["group_by"] == "model" else one["instance_id"] or one["machine_id"],
+            str(one["machines"]),
+            *(duration(one["seconds"][part]) for part in _PARTS),
+            f"{one['idle_ratio']:.0%}",
+            _money(one["costs"] and sum(one["costs"].values()), one["currency"]),
+            _count(_sum(one["input_tokens"], one["output_tokens"])),
+            _money(one["cost_per_million_tokens"], one["currency"]),
+        )
+        for one in answer["rows"]
+    ]
+    lines = [table([headings, *rows])]
+    for currency, parts in sorted(answer["totals"].items()):
+        told = ", ".join(f"{part} {parts[part]:,.2f}" for part in _PARTS)
+        lines.append(f"in all {_money(sum(parts.values()), currency)}: {told}")
+    if answer["truncated"]:
+        lines.append("there is more than fits: these are the machines with the most hours")
+    return "\n".join(lines)
+
+
+def _money(amount: float | None, currency: str | None) -> str:
+    return _NOTHING if amount is None else f"{amount:,.2f} {currency}"
 
 
 def _sum(first: float | None, second: float | None) -> float | None:

@@ -127,6 +127,8 @@ def _engine(place: int) -> EngineSnapshot:
     """A vLLM engine whose queue comes and goes."""
     values: dict[str, float] = dict.fromkeys(instruments.ENGINE_BY_COLUMN, 0.0)
     values |= {
+        # Moves on with every sample: an engine with work whose steps stand still is told as stalled.
+        "steps_total": float(place),
         "requests_running": float(place % 16),
         "requests_waiting": float(max(0, place % 16 - 12)),
         "kv_cache_usage_ratio": (place % 16) / 20,

@@ -66,10 +66,10 @@ def test_a_worker_is_told_of_when_something_is_wrong_with_it(worker: WorkerView,
 
 
 def test_workers_that_fell_silent_together_are_one_alert() -> None:
-    silence = MassSilence(active=True, reason="many_silent", silent_workers=40, workers=50)
+    silence = MassSilence(active=True, reason="many_silent", silent_workers=4_000, workers=5_000)
     assert list(alerting.of_workers([seen(**SILENT)] * 40, mass_silence=True)) == []
     (one,) = alerting.of_pipeline(silence)
-    assert (one.severity, "40 of 50" in one.detail) == ("critical", True)
+    assert (one.severity, "4,000 of 5,000" in one.detail) == ("critical", True)
     (one,) = alerting.of_pipeline(MassSilence(active=True, reason="just_joined"))
     assert one.severity == "info"
     assert list(alerting.of_pipeline(MassSilence(active=False))) == []
@@ -87,11 +87,30 @@ def test_a_database_that_is_away_is_an_alert_and_not_an_empty_list() -> None:
     assert (one.severity, "away" in one.detail) == ("critical", True)
 
 
-def test_the_worst_come_first_and_no_name_floods_the_list() -> None:
-    many = [seen(**SILENT | {"worker_id": f"w{number}"}) for number in range(500)]
-    found = [*alerting.of_workers(many, mass_silence=False), alerting.of_database(UnavailableError("away"))]
-    kept = alerting.shortened(found)
-    assert (kept[0].name, len(kept)) == ("DatabaseAway", 1 + alerting.MOST_OF_A_KIND)
+def silent_workers(number: int) -> list[WorkerView]:
+    return [seen(**SILENT | {"worker_id": f"w{one}", "stale_for_seconds": one + 1.0}) for one in range(number)]
+
+
+def test_the_worst_come_first() -> None:
+    found = [
+        *alerting.of_workers(silent_workers(2), mass_silence=False),
+        alerting.of_database(UnavailableError("away")),
+    ]
+    assert [(one.name, one.subject) for one in alerting.shortened(found)] == [
+        ("DatabaseAway", "database"),
+        ("WorkerStale", "w0"),
+        ("WorkerStale", "w1"),
+    ]
+
+
+def test_many_of_a_name_are_one_alert_that_says_how_many_and_names_some() -> None:
+    few = alerting.shortened(alerting.of_workers(silent_workers(alerting.MOST_OF_A_KIND), mass_silence=False))
+    assert {one.count for one in few} == {1}
+    assert len(few) == alerting.MOST_OF_A_KIND
+    (one,) = alerting.shortened(alerting.of_workers(silent_workers(4_000), mass_silence=False))
+    assert (one.name, one.severity, one.kind, one.subject) == ("WorkerStale", "warning", "worker", None)
+    assert (one.count, one.since_seconds) == (4_000, 4_000.0)
+    assert one.detail.startswith("4,000 workers, the newest w0, w1, w2. Of the first: Silent for 12 s;")
 
 
 Stand = Callable[[web.Response], Awaitable[str]]

@@ -242,6 +242,96 @@ async def test_deployments_show_how_far_they_are(tabs: Any, control: Any) -> Non
     await expect(card.get_by_role("row").filter(has_text="i-coming")).to_contain_text("€1.25")
 
 
+MANY = [
+    {
+        "name": "WorkerStale",
+        "severity": "warning",
+        "kind": "worker",
+        "subject": None,
+        "since_seconds": 71.0,
+        "detail": "4,000 workers",
+        "count": 4000,
+    }
+]
+COSTS = {
+    "totals": {"EUR": {"serving": 1, "idle": 3, "unready": 0, "dead": 0, "orphan": 0}},
+    "truncated": False,
+    "rows": [
+        {
+            "instance_id": None,
+            "provider": None,
+            "instance_type": None,
+            "machine_id": None,
+            "model": "org/model",
+            "price_per_hour": None,
+            "currency": "EUR",
+            "machines": 2,
+            "seconds": {"serving": 3600, "idle": 10800, "unready": 0, "dead": 0, "orphan": 0},
+            "costs": {"serving": 1, "idle": 3, "unready": 0, "dead": 0, "orphan": 0},
+            "idle_ratio": 0.75,
+            "input_tokens": 1_500_000,
+            "output_tokens": 500_000,
+            "cost_per_million_tokens": 2.0,
+        }
+    ],
+}
+
+
+async def test_the_money_that_idle_machines_cost_is_shown_beside_what_requests_cost(tabs: Any) -> None:
+    tab = await tabs()
+    asked: list[str] = []
+
+    async def told(route: Any) -> None:
+        asked.append(route.request.url)
+        await route.fulfill(json=COSTS)
+
+    await tab.page.route("**/usage/costs?*", told)
+    page = await tab.open("usage")
+    money = page.get_by_role("region", name="Where the money goes")
+    await expect(money).to_contain_text("€4.00 in all, 75 % of it idle and 25 % serving.")
+    row = money.get_by_role("row").filter(has_text="org/model")
+    for part in ("serving 60 min, idle 3 h", "75 %", "€4.00", "2,000,000", "€2.00"):
+        await expect(row).to_contain_text(part)
+    assert "group_by=model" in asked[-1]
+    async with page.expect_request(lambda one: "usage/costs" in one.url and "group_by=machine" in one.url):
+        await page.get_by_text("Instances", exact=True).click()
+
+
+async def test_what_is_wrong_with_many_and_why_an_act_failed_is_said(tabs: Any, control: Any) -> None:
+    tab = await tabs()
+    nobody = {"state": "not_configured", "detail": None, "alerts": []}
+    told = {"summary": {"critical": 0, "warning": 4000, "info": 0}, "alerts": MANY, "alertmanager": nobody}
+    await tab.page.route("**/alerts", lambda route: route.fulfill(json=told))
+    page = await tab.open("alerts")
+    await expect(page.get_by_role("link", name="4,000 workers")).to_have_attribute("href", "#/")
+    with psycopg.connect(control.database_url, autocommit=True) as sql:
+        sql.execute(
+            "INSERT INTO action_log (action, provider, succeeded, actor, detail)"
+            """ VALUES ('provider.create', 'far', false, 'job:provisioning', '{"error": "no H100 left in fr-1"}')"""
+        )
+    await tab.open("events")
+    log = page.get_by_role("region", name="Action log")
+    await expect(log.get_by_role("row").filter(has_text="failed")).to_contain_text("no H100 left in fr-1")
+
+
+async def test_a_page_that_was_refused_for_a_while_says_that_it_missed_something(tabs: Any) -> None:
+    tab = await tabs()
+    tab.refusals_expected = True
+    page = await tab.open("events")
+    await expect(page.get_by_text("live", exact=True)).to_be_visible()
+    await page.evaluate(
+        """async () => {
+            const { connect } = await import('/console/live.js');
+            const real = window.EventSource;
+            window.EventSource = class extends real { constructor() { super('/nowhere'); } };
+            connect(() => { window.EventSource = real; });
+        }"""
+    )
+    happened = page.get_by_role("region", name="As they happen").get_by_role("row")
+    await expect(happened.filter(has_text="missed")).to_contain_text("read anew")
+    await expect(page.get_by_text("live", exact=True)).to_be_visible()
+
+
 async def test_no_data_stale_and_error_are_three_things(tabs: Any) -> None:
     tab = await tabs()
     tab.refusals_expected = True

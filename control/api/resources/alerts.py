@@ -18,8 +18,8 @@ from control.database import UnavailableError
 
 
 class Alerts(msgspec.Struct, frozen=True):
-    """What control sees, worst first, and what Alertmanager says. ``summary`` counts all of control's by severity,
-    also those that are too many of a kind to be listed."""
+    """What control sees, worst first, and what Alertmanager says. ``summary`` counts control's by severity,
+    each of many that are listed as one too."""
 
     summary: Mapping[str, int]
     alerts: Sequence[Alert]

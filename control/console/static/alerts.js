@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { h, keyed, put } from "./dom.js";
-import { duration, missing, secondsSince } from "./format.js";
+import { count, duration, missing, secondsSince } from "./format.js";
 import { listen } from "./live.js";
 import { badge, fill, row, section, table, title } from "./parts.js";
 import { every } from "./polling.js";
@@ -17,6 +17,7 @@ const COLUMNS = [
   { label: "For" },
   { label: "What" },
 ];
+const LISTS = { worker: "#/", instance: "#/deployments" };
 const PAGES = { worker: "#/worker/", instance: "#/worker/" };
 
 export function alertsView(place) {
@@ -52,18 +53,17 @@ export function alertsView(place) {
   };
 }
 
-function showOwn(place, parts, { alerts, summary }) {
+function showOwn(place, parts, { alerts }) {
   if (!alerts.length) {
     place.replaceChildren(state("good", "control sees nothing wrong."));
     return;
   }
-  const whole = Object.values(summary).reduce((all, number) => all + number, 0);
   list(parts, alerts, (one) => [one.name, one.severity, subject(one), one.since_seconds, [one.detail]]);
-  if (!parts.whole.isConnected) place.replaceChildren(parts.whole, h("p", { class: "found" }));
-  put(place.lastElementChild, whole > alerts.length ? `${alerts.length} of ${whole}` : "");
+  if (!parts.whole.isConnected) place.replaceChildren(parts.whole);
 }
 
-function subject({ kind, subject: name }) {
+function subject({ kind, subject: name, count: number }) {
+  if (number > 1) return h("a", { href: LISTS[kind] ?? "#/events" }, `${count(number)} ${kind}s`);
   if (name === null) return missing("the whole");
   return PAGES[kind] ? h("a", { href: `${PAGES[kind]}${encodeURIComponent(name)}` }, name) : name;
 }

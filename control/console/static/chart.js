@@ -143,7 +143,7 @@ export class Chart {
           dash: dashed ? DASHED : undefined,
           spanGaps: false,
           // Also where a reading has a gap on both sides and would be a line without length.
-          points: { size: 5, space: 30 },
+          points: { size: 5, space: 30, filter: alone },
           fill: series.length === 1 ? `${color("series-1")}22` : undefined,
           value: (_, value, __, at) => legendValue(value, at, newest(this.shown.series[place]?.points ?? []), format),
         })),
@@ -196,6 +196,14 @@ const newest = (points) => points.findLast(({ value }) => value !== null && valu
 function legendValue(value, place, latest, format) {
   const said = place === null ? latest : value;
   return said === null || said === undefined ? "–" : format(said);
+}
+
+// Readings that no line leads to or from; null draws all of them, where there is room for all.
+function alone(plot, place, all) {
+  if (all) return null;
+  const values = plot.data[place];
+  const none = (at) => values[at] === null || values[at] === undefined;
+  return values.flatMap((_, at) => (!none(at) && none(at - 1) && none(at + 1) ? [at] : []));
 }
 
 function scale(least, greatest, most) {

@@ -129,7 +129,9 @@ function act(one) {
     time(one.at),
     words(one.action),
     one.instance_id ?? one.provider ?? missing("the whole"),
-    one.succeeded ? badge("good", "done") : badge("bad", "failed"),
+    one.succeeded
+      ? badge("good", "done")
+      : [badge("bad", "failed"), one.detail.error ? h("small", {}, one.detail.error) : null],
     one.actor,
     one.duration_seconds === null ? missing() : duration(one.duration_seconds),
   ];

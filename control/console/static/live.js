@@ -7,6 +7,7 @@ const listeners = new Set();
 export const live = { connected: false, wasConnected: false, since: null, recent: [] };
 let source = null;
 let retry = 0;
+let refused = false;
 
 // listener({ kind, data, at }) for every event, and ({ kind: "connection" }) when the connection comes or goes.
 export function listen(listener) {
@@ -29,23 +30,31 @@ export function connect(checkSession) {
   disconnect();
   live.since = new Date();
   source = new EventSource("/events");
-  source.addEventListener("open", () => connection(true));
+  source.addEventListener("open", () => {
+    connection(true);
+    // A browser forgets where it was when it was refused, so that what happened meanwhile is missed.
+    if (refused) happened("gap", {}, `refused ${Date.now()}`);
+    refused = false;
+  });
   source.addEventListener("error", () => {
     connection(false);
     // The browser comes back by itself unless it was refused; then it may be that the session is over.
     if (source.readyState === EventSource.CLOSED) {
+      refused ||= live.wasConnected;
       checkSession();
       retry = setTimeout(() => connect(checkSession), 5000);
     }
   });
   for (const kind of KINDS) {
-    source.addEventListener(kind, (message) => {
-      const event = { kind, data: JSON.parse(message.data), at: new Date(), id: message.lastEventId };
-      live.recent.unshift(event);
-      live.recent.length = Math.min(live.recent.length, KEPT);
-      tell(event);
-    });
+    source.addEventListener(kind, (message) => happened(kind, JSON.parse(message.data), message.lastEventId));
   }
+}
+
+function happened(kind, data, id) {
+  const event = { kind, data, at: new Date(), id };
+  live.recent.unshift(event);
+  live.recent.length = Math.min(live.recent.length, KEPT);
+  tell(event);
 }
 
 export function disconnect() {

@@ -2,6 +2,7 @@
 
 import { ask, query } from "./api.js";
 import { Chart } from "./chart.js";
+import { costsOf } from "./costs.js";
 import { h, keyed, put } from "./dom.js";
 import { count, duration, missing, money, percent, short, shown, time, words } from "./format.js";
 import { badge, choices, fill, row, section, table, title } from "./parts.js";
@@ -62,6 +63,7 @@ export function usageView(place, session) {
   const change = (differently) => {
     Object.assign(asked, differently);
     poll.now();
+    costs.now();
   };
   place.append(
     title("Usage"),
@@ -110,9 +112,11 @@ export function usageView(place, session) {
       else body.replaceChildren(failure(error, () => poll.now()));
     },
   );
+  const costs = costsOf(place, asked);
   const ledger = session.operator ? ledgerOf(place) : null;
   return () => {
     poll.stop();
+    costs.stop();
     ledger?.stop();
     charts.destroy();
   };
@@ -124,7 +128,7 @@ function sum(rows, field) {
   return told.length ? told.reduce((all, value) => all + value, 0) : null;
 }
 
-function costsOf(rows) {
+function pricesOf(rows) {
   const costs = {};
   for (const one of rows)
     for (const [currency, cost] of Object.entries(one.costs)) costs[currency] = (costs[currency] ?? 0) + cost;
@@ -153,7 +157,7 @@ function showTiles(tiles, rows) {
       unknown ? `unknown for ${count(unknown)} requests` : "of all requests",
     ],
     ["Engine time", shown(sum(rows, "busy_seconds"), duration), "shared out among requests"],
-    ["Cost", price(costsOf(rows)), unpriced ? `${count(unpriced)} requests without a price` : "of all requests"],
+    ["Cost", price(pricesOf(rows)), unpriced ? `${count(unpriced)} requests without a price` : "of all requests"],
   ];
   const make = ([label]) =>
     h("li", { class: "tile" }, h("span", { class: "label" }, label), h("strong", {}), h("span", { class: "line" }));

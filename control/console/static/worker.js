@@ -12,6 +12,7 @@ import { workerCharts } from "./worker_charts.js";
 
 const LOOK_SECONDS = 2;
 const STORY_SECONDS = 15;
+const STORY_PART = 1000;
 const STORY_LINES = 30;
 
 export const WINDOWS = [
@@ -78,11 +79,11 @@ export function workerView(place, workerId) {
   );
   const tellStory = every(
     STORY_SECONDS,
-    async (signal) => put(story, await storyOf(worker?.instance_id ?? workerId, signal)),
+    async (signal) => put(story, ...[await storyOf(worker?.instance_id ?? workerId, signal)].flat()),
     (error) => put(story, failure(error)),
   );
-  const deaf = listen(({ data }) => {
-    if (data?.worker_id === workerId || data?.instance_id === worker?.instance_id) {
+  const deaf = listen(({ kind, data }) => {
+    if (kind === "gap" || data?.worker_id === workerId || data?.instance_id === worker?.instance_id) {
       look.now();
       tellStory.now();
     }
@@ -142,13 +143,25 @@ function factsOf(worker) {
   ];
 }
 
+// Oldest first, as control answers them: the newest, which matter most, are at the end of the last part.
+async function transitionsOf(instanceId, signal) {
+  const steps = [];
+  let cursor = null;
+  do {
+    const path = `/instances/${encodeURIComponent(instanceId)}/transitions`;
+    const part = await ask(query(path, { limit: STORY_PART, cursor }), { signal });
+    steps.push(...part.transitions);
+    cursor = part.next_cursor;
+  } while (cursor !== null);
+  return steps;
+}
+
 async function storyOf(instanceId, signal) {
   try {
-    const { transitions } = await ask(
-      query(`/instances/${encodeURIComponent(instanceId)}/transitions`, { limit: STORY_LINES }),
-      { signal },
-    );
-    return h("ol", { class: "steps" }, ...transitions.map(step));
+    const steps = await transitionsOf(instanceId, signal);
+    const shown = h("ol", { class: "steps" }, ...steps.slice(-STORY_LINES).map(step));
+    const older = steps.length - STORY_LINES;
+    return older > 0 ? [h("p", { class: "found" }, `${count(older)} older steps are not shown.`), shown] : shown;
   } catch (error) {
     if (error.status !== 404) throw error;
     return noData("control did not make this worker, so that there is no story of its instance.");

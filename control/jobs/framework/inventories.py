@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from control.database import Database
+from control.jobs.framework import said
 from control.jobs.framework.owners import MachineKey, OwnedMachine, machines_of
 from control.providers.interface import Machine, Provider
 from fleetpulse.settings import JobSettings
@@ -49,7 +50,7 @@ class Inventories:
             if newest is None or newest.asked_at < moment:
                 asked_at = time.monotonic()
                 expected = await machines_of(self._database, provider)
-                machines = await self._providers[provider].inventory()
+                machines = [said.machine(one) for one in await self._providers[provider].inventory()]
                 there = {(one.zone, one.machine_id): one for one in machines if not one.gone}
                 newest = self._newest[provider] = Inventory(
                     asked_at, there, expected, doubt(self._settings, there, expected)

@@ -155,3 +155,22 @@ def test_a_story_has_a_line_a_sentence() -> None:
     local = at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     assert story(why) == f"i is ready\n{local}  It answered."
     assert set(COMMANDS) == {"instances", "deploy", "terminate", "why", "usage", "chat"}
+
+
+async def test_costs_are_shown_by_model_and_by_machine(fleet: Any, typed: Typed, deploy: Any) -> None:
+    (instance_id,) = await deploy(1)
+    await move(fleet, instance_id, "booting", "installing", "ready")
+    status, out, _ = await typed("usage", "--costs")
+    assert (status, out.splitlines()[0].split()[:3]) == (0, ["MODEL", "MACHINES", "SERVING"])
+    assert out.splitlines()[1].startswith("no model")
+    status, out, _ = await typed("usage", "--costs", "--by", "machine", "--window", "1h")
+    assert (status, out.splitlines()[0].split()[0], out.splitlines()[1].split()[0]) == (0, "MACHINE", instance_id)
+    status, out, _ = await typed("usage", "--costs", "--json")
+    assert (status, json.loads(out)["group_by"]) == (0, "model")
+
+
+@pytest.mark.parametrize("wrong", [("--costs", "--by", "key"), ("--by", "machine"), ("--ledger", "--by", "machine")])
+async def test_what_costs_are_not_by_is_said_in_one_line(typed: Typed, wrong: tuple[str, ...]) -> None:
+    status, out, err = await typed("usage", *wrong)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "--costs" in err

@@ -79,3 +79,14 @@ async def test_an_inactive_or_foreign_model_is_not_deployed(fleet: Any, new_key:
     for model in ("o/off", "o/private"):
         problem = await fleet.ask("POST", "/deployments", 422, json=BODY | {"model": model})
         assert [error["field"] for error in problem["errors"]] == ["model"]
+
+
+async def test_what_is_wrong_is_said_in_words_of_the_api(fleet: Any) -> None:
+    problem = await fleet.ask("POST", "/deployments", 422, json=BODY | {"modle": "x"})
+    assert problem["detail"] == "modle: unknown field"
+    problem = await fleet.ask("GET", "/usage?since=2026-01-01T00:00:00", 422)
+    assert problem["detail"] == "since: needs a time zone, e.g. 2026-11-21T07:25:00Z"
+    problem = await fleet.ask("POST", "/deployments", 415, data=b"{}", headers={"Content-Type": "text/plain"})
+    assert "send Content-Type: application/json" in problem["detail"]
+    problem = await fleet.ask("GET", "/workers/", 404)
+    assert problem["detail"] == "there is no /workers/: paths do not end in /"

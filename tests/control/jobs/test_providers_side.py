@@ -3,7 +3,8 @@
 import time
 from typing import Any
 
-from control.providers.interface import Catalogue, Volume
+from control.lifecycle.evidence import LINE_CHARACTERS
+from control.providers.interface import Catalogue, Machine, Volume
 
 GIGABYTE = 10**9
 
@@ -181,6 +182,25 @@ async def test_a_second_machine_of_a_living_instance_is_an_orphan_and_the_first_
     async with fleet.running("watch_dog"):
         await fleet.until(lambda: "m-twice" not in fleet.provider.machines, "its deletion")
     assert set(fleet.provider.machines) == {"m-i-1", "m-i-new"}
+
+
+ODD = "m\x00\ud800" + "x" * 5_000
+
+
+async def test_what_a_provider_says_is_kept_as_far_as_it_can_be_stored(fleet: Any) -> None:
+    await fleet.make("i-1", "ready")
+    fleet.provider.machines[ODD] = Machine(ODD, "z", "of\x00nobody", ODD, ODD)
+    for name in (ODD, "again"):
+        fleet.provider.disks[name] = Volume(ODD, "z", ODD, GIGABYTE, None, "of\x00nobody")
+    async with fleet.running("watch_dog", "volumes"):
+        await compared(fleet, "watch_dog")
+        await compared(fleet, "volumes")
+    kept = "m\ufffd?" + "x" * (LINE_CHARACTERS - 3)
+    assert await fleet.rows("SELECT machine_id, instance_id, status FROM orphan_machines") == [
+        (kept, "of\ufffdnobody", kept)
+    ]
+    assert await fleet.rows("SELECT volume_id, name FROM volumes") == [(kept, kept)]
+    assert await fleet.state("i-1") == "ready"
 
 
 async def test_volumes_follow_their_instances(make_fleet: Any, provider_error: Any) -> None:
