@@ -13,15 +13,18 @@ import pytest
 import yaml
 
 from fleetpulse import __version__
-from fleetpulse.settings import ProxySettings
+from fleetpulse.settings import GROUPS, ProxySettings, names
 
 WORKLOADS = ("Deployment", "DaemonSet")
 EVERYTHING = {
     "images": {"repository": "images.example/team", "pullSecrets": ["pull"]},
     "kafka": {"bootstrap": "a:9092,b:9092", "securityProtocol": "SASL_SSL", "caConfigMap": "kafka-ca"},
-    "secrets": {"collector": "fleetpulse-collector", "kafka": "fleetpulse-kafka"},
+    "secrets": {service: f"own-{service}" for service in ("agent", "collector", "proxy", "kafka")},
     "settings": {"FLEETPULSE_LOG_LEVEL": "debug", "FLEETPULSE_KAFKA_PARTITIONS": 32},
-    "agent": {"settings": {"FLEETPULSE_AGENT_ENGINE": "vllm"}},
+    "agent": {
+        "settings": {"FLEETPULSE_AGENT_ENGINE": "vllm", "FLEETPULSE_AGENT_SPOOL_BYTES": 1_073_741_824},
+        "nodeSelector": {"nvidia.com/gpu.present": None, "pool": "gpu"},
+    },
     "collector": {"replicas": 1},
     "control": {"nodeSelector": {"pool": "system"}, "settings": {"FLEETPULSE_CONTROL_PROVIDERS": "scaleway"}},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
@@ -180,6 +183,24 @@ def test_the_schema_takes_the_charts_own_values(accepts: Callable[[object], bool
     assert accepts(values)
 
 
+def test_the_schema_refuses_no_setting_but_secrets_and_those_that_the_chart_makes(
+    accepts: Callable[[object], bool], values: dict[str, Any], settings: set[str], manifests: list[dict[str, Any]]
+) -> None:
+    made = {name for each in manifests if each["kind"] == "ConfigMap" for name in each["data"]}
+    made -= values["settings"].keys() | values["agent"]["settings"].keys()
+    made |= {name.replace("_HOST", "_PORT") for name in made if name.endswith("_HOST")}
+    made |= {"FLEETPULSE_KAFKA_SSL_CA_FILE", "FLEETPULSE_AGENT_WORKER_ID", "FLEETPULSE_AGENT_ADVERTISED_URL"}
+    secret = {
+        variable
+        for group in GROUPS
+        for name, variable in names(group).items()
+        if "SecretStr" in str(group.model_fields[name].annotation)
+    }
+    digests = {"FLEETPULSE_COLLECTOR_WORKER_TOKENS"}
+    refused = {name for name in settings if not accepts(values | {"settings": {name: "1"}})}
+    assert refused == made | secret | digests
+
+
 @pytest.mark.parametrize(
     ("place", "wrong"),
     [
@@ -217,8 +238,28 @@ def test_helm_finds_no_fault_and_renders_what_is_kept(
     full = list(yaml.safe_load_all(rendered(render, chart, "--values", str(tmp_path / "values.json"))))
     kinds = [each["kind"] for each in full]
     assert (kinds.count("ServiceMonitor"), kinds.count("PodDisruptionBudget")) == (4, 2)
-    settings = {name for each in full if each["kind"] == "ConfigMap" for name in each["data"]}
-    assert {"FLEETPULSE_KAFKA_SSL_CA_FILE", "FLEETPULSE_KAFKA_PARTITIONS", "FLEETPULSE_AGENT_ENGINE"} <= settings
+    settings = {name: text for each in full if each["kind"] == "ConfigMap" for name, text in each["data"].items()}
+    assert {"FLEETPULSE_KAFKA_SSL_CA_FILE", "FLEETPULSE_KAFKA_PARTITIONS", "FLEETPULSE_AGENT_ENGINE"} <= settings.keys()
+    assert settings["FLEETPULSE_AGENT_SPOOL_BYTES"] == "1073741824"
+    pods = {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in full if each["kind"] in WORKLOADS}
+    secrets = {
+        name: [source["secretRef"]["name"] for source in pod["containers"][0]["envFrom"] if "secretRef" in source]
+        for name, pod in pods.items()
+    }
+    assert secrets == {
+        "fleetpulse-agent": ["own-kafka", "own-agent"],
+        "fleetpulse-collector": ["own-kafka", "fleetpulse-database", "own-collector"],
+        "fleetpulse-control": ["own-kafka", "fleetpulse-database", "fleetpulse-control"],
+        "fleetpulse-proxy": ["own-kafka", "fleetpulse-database", "own-proxy"],
+    }
+    assert pods["fleetpulse-agent"]["nodeSelector"] == {"pool": "gpu"}
+
+
+def test_numbers_of_a_file_of_values_are_not_written_as_go_writes_floating_ones(chart: Path) -> None:
+    """Helm's lane sees it happen; this holds where there is no Helm."""
+    templates = "".join(path.read_text() for path in (chart / "templates").iterdir())
+    assert "toString" not in templates
+    assert templates.count('{{ $name }}: {{ include "fleetpulse.value" $value }}') == 2
 
 
 def rendered(render: ModuleType, chart: Path, *more: str) -> str:

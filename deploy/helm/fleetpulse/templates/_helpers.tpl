@@ -36,17 +36,22 @@ FLEETPULSE_KAFKA_SASL_MECHANISM: {{ .Values.kafka.saslMechanism | quote }}
 FLEETPULSE_KAFKA_SSL_CA_FILE: /etc/fleetpulse/kafka/ca.crt
 {{- end }}
 {{- range $name, $value := .Values.settings }}
-{{ $name }}: {{ $value | toString | quote }}
+{{ $name }}: {{ include "fleetpulse.value" $value }}
 {{- end }}
 {{- end }}
 
 {{- define "fleetpulse.settings" -}}
 {{- range $name, $value := (index .root.Values .service).settings }}
-{{ $name }}: {{ $value | toString | quote }}
+{{ $name }}: {{ include "fleetpulse.value" $value }}
 {{- end }}
 {{- end }}
 
-{{/* Settings of all, of the service, then the Secrets. */}}
+{{/* A number in a file of values is a floating one: as text it would be 3.3554432e+07, which no setting takes. */}}
+{{- define "fleetpulse.value" -}}
+{{ kindIs "string" . | ternary . (toJson .) | quote }}
+{{- end }}
+
+{{/* Settings of all, of the service, then the Secrets: what a later one names counts. */}}
 {{- define "fleetpulse.environment" -}}
 - configMapRef: {name: {{ .root.Release.Name }}-shared}
 - configMapRef: {name: {{ include "fleetpulse.name" . }}}
@@ -56,11 +61,8 @@ FLEETPULSE_KAFKA_SSL_CA_FILE: /etc/fleetpulse/kafka/ca.crt
 {{- if ne .service "agent" }}
 - secretRef: {name: {{ .root.Values.secrets.database }}}
 {{- end }}
-{{- if eq .service "control" }}
-- secretRef: {name: {{ .root.Values.secrets.control }}}
-{{- end }}
-{{- if and (eq .service "collector") .root.Values.secrets.collector }}
-- secretRef: {name: {{ .root.Values.secrets.collector }}}
+{{- with index .root.Values.secrets .service }}
+- secretRef: {name: {{ . }}}
 {{- end }}
 {{- end }}
 
