@@ -110,6 +110,21 @@ def test_llamacpp_has_no_kv_reading_in_current_builds(fixture_page: Callable[[st
     assert reading.values["steps_total"] == 39_303
 
 
+def test_llamacpps_prompts_are_counted_with_what_was_in_its_cache(fixture_page: Callable[[str], str]) -> None:
+    (reading,) = read("llamacpp", fixture_page("llamacpp_2026.txt"))
+    assert reading.values == {
+        "requests_running": 1,
+        "requests_waiting": 0,
+        "steps_total": 287,
+        "prompt_tokens_total": 93 + 403,
+        "generation_tokens_total": 301,
+        "prefix_cache_hits_total": 403,
+    }
+    (older,) = read("llamacpp", fixture_page("llamacpp.txt"))
+    assert older.values["prompt_tokens_total"] == 512
+    assert "prefix_cache_hits_total" not in older.values
+
+
 def test_a_name_that_did_not_arrive_is_absent_rather_than_zero() -> None:
     (reading,) = read("vllm", 'vllm:num_requests_running{engine="0",model_name="m"} 0.0\n')
     assert reading.values == {"requests_running": 0.0}
