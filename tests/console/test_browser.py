@@ -242,6 +242,16 @@ async def test_deployments_show_how_far_they_are(tabs: Any, control: Any) -> Non
     await expect(card.get_by_role("row").filter(has_text="i-coming")).to_contain_text("€1.25")
 
 
+CLOSINGS_COUNTED = """() => {
+    const close = window.EventSource.prototype.close;
+    window.closings = 0;
+    window.EventSource.prototype.close = function () { window.closings += 1; close.call(this); };
+}"""
+# The browser's own word for whether somebody looks, in a browser without a screen.
+SEEN = """hidden => {
+    Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});
+    document.dispatchEvent(new Event('visibilitychange'));
+}"""
 MANY = [
     {
         "name": "WorkerStale",
@@ -314,22 +324,37 @@ async def test_what_is_wrong_with_many_and_why_an_act_failed_is_said(tabs: Any, 
     await expect(log.get_by_role("row").filter(has_text="failed")).to_contain_text("no H100 left in fr-1")
 
 
-async def test_a_page_that_was_refused_for_a_while_says_that_it_missed_something(tabs: Any) -> None:
-    tab = await tabs()
+async def test_a_page_that_nobody_sees_holds_no_connection_and_catches_up_when_it_is_seen(
+    tabs: Any, workers: Any
+) -> None:
+    talking, _ = workers
+    page = await (await tabs()).open("events")
+    await expect(page.get_by_text("live", exact=True)).to_be_visible()
+    await page.evaluate(CLOSINGS_COUNTED)
+    await page.evaluate(SEEN, True)
+    assert await page.evaluate("window.closings") == 1
+    await talking.step("i-meanwhile", "ready", 9)
+    async with page.expect_request(lambda one: "/events?last_event_id=" in one.url):
+        await page.evaluate(SEEN, False)
+    happened = page.get_by_role("region", name="As they happen").get_by_role("row")
+    await expect(happened.filter(has_text="i-meanwhile")).to_contain_text("ready")
+    await expect(happened.filter(has_text="missed")).to_have_count(0)
+
+
+async def test_who_logs_in_next_does_not_see_what_the_one_before_heard(tabs: Any, workers: Any, control: Any) -> None:
+    talking, _ = workers
+    tab = await tabs(known=False)
     tab.refusals_expected = True
     page = await tab.open("events")
-    await expect(page.get_by_text("live", exact=True)).to_be_visible()
-    await page.evaluate(
-        """async () => {
-            const { connect } = await import('/console/live.js');
-            const real = window.EventSource;
-            window.EventSource = class extends real { constructor() { super('/nowhere'); } };
-            connect(() => { window.EventSource = real; });
-        }"""
-    )
-    happened = page.get_by_role("region", name="As they happen").get_by_role("row")
-    await expect(happened.filter(has_text="missed")).to_contain_text("read anew")
-    await expect(page.get_by_text("live", exact=True)).to_be_visible()
+    for number in range(2):
+        await page.get_by_label("API key or admin key").fill(control.admin["Authorization"].removeprefix("Bearer "))
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_text("live", exact=True)).to_be_visible()
+        await talking.step(f"i-of-{number}", "ready", 5)
+        happened = page.get_by_role("region", name="As they happen")
+        await expect(happened).to_contain_text(f"i-of-{number}")
+        await expect(happened).not_to_contain_text(f"i-of-{1 - number}")
+        await page.get_by_role("button", name="Log out").click()
 
 
 async def test_no_data_stale_and_error_are_three_things(tabs: Any) -> None:

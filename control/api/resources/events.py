@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 from aiohttp import web
+from pydantic import Field
 
 from control.access.principal import Principal
 from control.api.authentication import identified
@@ -14,7 +15,7 @@ from control.api.call import Call
 from control.api.correlation import HEADER
 from control.api.endpoint import Endpoint
 from control.api.event_log import Event, EventLog
-from control.api.fields import Nothing
+from control.api.fields import Nothing, Query
 from control.api.openapi import EVENT_STREAM
 from control.api.problems import ProblemError
 from control.database import UnavailableError
@@ -27,7 +28,18 @@ WRITE_SECONDS: Final = 30.0
 _GAP: Final = msgspec.json.encode({"detail": "events were missed: read the current state anew"})
 
 
-async def events(call: Call[Nothing, Nothing]) -> web.StreamResponse:
+class EventsQuery(Query):
+    """Where to go on."""
+
+    last_event_id: Annotated[
+        str | None,
+        Field(
+            max_length=100, description="As the header Last-Event-ID, which counts more, for who cannot send headers"
+        ),
+    ] = None
+
+
+async def events(call: Call[EventsQuery, Nothing]) -> web.StreamResponse:
     """Follow the log until the client goes, its access ends, or the service stops."""
     log = call.parts.events
     if log.clients >= call.parts.settings.event_clients:
@@ -51,10 +63,11 @@ async def events(call: Call[Nothing, Nothing]) -> web.StreamResponse:
     return response
 
 
-async def _follow(call: Call[Nothing, Nothing], log: EventLog, response: web.StreamResponse) -> None:
-    sequence, missed = log.resume(call.request.headers.get(LAST_EVENT_ID))
-    # With an id from the start, who is cut off before the first event is told of those that came meanwhile.
-    await _write(response, f"id: {log.identify(sequence)}\nretry: {RETRY_MILLISECONDS}\n\n".encode())
+async def _follow(call: Call[EventsQuery, Nothing], log: EventLog, response: web.StreamResponse) -> None:
+    sequence, missed = log.resume(call.request.headers.get(LAST_EVENT_ID) or call.query.last_event_id)
+    await _write(response, f"retry: {RETRY_MILLISECONDS}\n\n".encode())
+    # With an id from the start, who is cut off before anything happened is told of what did meanwhile.
+    await _write(response, _message(log.identify(sequence), "begin", b"{}"))
     while not log.closed:
         principal = await _still_admitted(call)
         if principal is None:
@@ -68,7 +81,7 @@ async def _follow(call: Call[Nothing, Nothing], log: EventLog, response: web.Str
         await log.wait(sequence, call.parts.settings.event_interval_seconds)
 
 
-async def _still_admitted(call: Call[Nothing, Nothing]) -> Principal | None:
+async def _still_admitted(call: Call[EventsQuery, Nothing]) -> Principal | None:
     """Who listens; None once the key is revoked or the session over."""
     try:
         principal = await identified(call.request, call.parts.admission)
