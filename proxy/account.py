@@ -10,6 +10,7 @@ from proxy.body import COMPLETIONS
 from proxy.call import Call
 from proxy.limits import Limits
 from proxy.relay.attempts import Attempt
+from proxy.relay.usage import FailedUsage
 from proxy.spool import Spool
 
 _CHAT: Final = "/v1/chat/completions"
@@ -60,7 +61,7 @@ class Account:
 def tokens(call: Call, attempt: Attempt) -> tuple[int | None, int | None, int | None, TokenSource]:
     """Tokens read, made and cached, and where the numbers come from."""
     usage = attempt.usage
-    if usage is not None:
+    if usage is not None and usage.is_told:
         return usage.read, usage.made, usage.cached, "engine"
     if attempt.events and call.path in COMPLETIONS:
         # A chat's first event tells the role alone.
@@ -75,6 +76,8 @@ def outcome(attempt: Attempt) -> UsageOutcome:
         return "cancelled"
     if ended == "broken":
         return "broken"
+    if isinstance(attempt.usage, FailedUsage):
+        return "failed"
     if ended in ("relayed", "held") and status is not None and status < 500:
         return "completed" if status < 400 else "refused"
     return "failed"

@@ -88,7 +88,7 @@ class RequestLog:
             line.instance_id, line.attempt = attempt.worker.instance_id, attempt.number
             if attempt.first_seconds is not None:
                 line.first_token_seconds = round(attempt.first_seconds, 6)
-            if attempt.usage is not None:
+            if attempt.usage is not None and attempt.usage.is_told:
                 line.prompt_tokens, line.completion_tokens = attempt.usage.read, attempt.usage.made
         if self._handler is not None:
             if not self._lines:

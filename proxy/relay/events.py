@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from proxy.relay.answer import MalformedAnswerError
-from proxy.relay.usage import Usage
+from proxy.relay.usage import Answer, Usage
 
 _BLANK_LINE: Final = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _BLANKS: Final = (b"\n\n", b"\n\r\n", b"\r\r")
@@ -22,17 +22,13 @@ _DONE: Final = b"[DONE]"
 _RESPONSE_ENDS: Final = (b"response.completed", b"response.incomplete", b"response.failed")
 
 
-class _Response(msgspec.Struct):
-    usage: Usage | None = None
-
-
 class _Event(msgspec.Struct):
     choices: list[msgspec.Raw] | None = None
     usage: Usage | None = None
     error: Any = None
     object: Any = None
     type: Any = None
-    response: _Response | None = None
+    response: Answer | None = None
 
 
 _event: Final = msgspec.json.Decoder(_Event)
@@ -144,7 +140,7 @@ class Events:
             return True
         if told.error is not None or told.object == "error" or told.type == "error":
             self.failed = True
-        usage = told.usage or (told.response.usage if told.response is not None else None)
+        usage = told.usage or (told.response.told() if told.response is not None else None)
         if usage is not None:
             self.usage = usage
         return not (self._strips_usage and usage is not None and told.choices == [])

@@ -24,6 +24,12 @@ class Usage(msgspec.Struct, frozen=True):
     input_tokens_details: _Details | None = None
 
     @property
+    def is_told(self) -> bool:
+        """Whether there is any number."""
+        numbers = (self.prompt_tokens, self.completion_tokens, self.input_tokens, self.output_tokens)
+        return any(number is not None for number in numbers)
+
+    @property
     def read(self) -> int:
         """Tokens of the prompt."""
         return self.prompt_tokens or self.input_tokens or 0
@@ -40,18 +46,37 @@ class Usage(msgspec.Struct, frozen=True):
         return details.cached_tokens if details is not None else None
 
 
-class _Whole(msgspec.Struct):
+class FailedUsage(Usage, frozen=True):
+    """That of an answer which says of itself that it failed, as those of /v1/responses do, with status 200."""
+
+
+_NOTHING: Final = FailedUsage()
+
+
+class Answer(msgspec.Struct):
+    """What the proxy reads of an answer that is JSON, or of what an event of /v1/responses holds."""
+
     usage: Usage | None = None
+    status: Any = None
+
+    def told(self) -> Usage | None:
+        """Its usage. A failed answer has one in any case, maybe without a number."""
+        if self.status != "failed":
+            return self.usage
+        return FailedUsage(**msgspec.structs.asdict(self.usage)) if self.usage is not None else _NOTHING
 
 
-_whole: Final = msgspec.json.Decoder(_Whole)
+_answer: Final = msgspec.json.Decoder(Answer)
 
 
 def usage_of_answer(tail: bytes, is_whole: bool) -> Usage | None:
-    """The usage in an answer that is JSON, of which ``tail`` is all or only the end. None when it cannot be read."""
+    """The usage in an answer that is JSON, of which ``tail`` is all or only the end. None when it cannot be read.
+
+    Whether the answer failed is told by whole ones alone: those are small.
+    """
     try:
         if is_whole:
-            return _whole.decode(tail).usage
+            return _answer.decode(tail).told()
         return _from_tail(tail)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
         return None
