@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -34,7 +34,8 @@ class EngineLimits:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One generation. ``tokens_wanted`` is where it ends by itself, ``tokens_allowed`` where it is cut off."""
+    """One generation. ``tokens_wanted`` is where it ends by itself, ``tokens_allowed`` where it is cut off; 0 is a
+    prompt that is only read, as for an embedding."""
 
     prompt_tokens: int
     tokens_wanted: int
@@ -82,31 +83,36 @@ class Scheduler:
         """One iteration of the engine; it counts as one only when there was work."""
         self._running = [request for request in self._running if request.finish_reason is None]
         new = self._admit(now)
-        for request in self._running:
-            self._advance(request, now)
+        generated = sum([self._advance(request, now) for request in self._running])
         if self._running:
             prefilled = sum(request.prompt_tokens for request in new)
-            self._metrics.stepped(prefilled + len(self._running), len(self._running))
+            self._metrics.stepped(prefilled + generated, generated)
         self._show_load()
 
     def _show_load(self) -> None:
         unfinished = sum(request.finish_reason is None for request in self._running)
         self._metrics.load(unfinished, len(self._waiting), self._tokens_held() / self._limits.kv_cache_tokens)
 
-    async def generate(self, request: Request) -> AsyncGenerator[int, None]:
-        """Queue a request and yield how many tokens are new, until it is finished; leaving early aborts it."""
-        self._waiting.append(request)
-        told = 0
+    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, int], None]:
+        """Queue the requests of one answer, and yield which of them has how many new tokens until all are finished;
+        leaving early aborts those that are not."""
+        progress = asyncio.Event()
+        for request in requests:
+            request.progress = progress
+        self._waiting.extend(requests)
+        told = [0] * len(requests)
         try:
-            while request.finish_reason is None or told < request.tokens_made:
-                await request.progress.wait()
-                request.progress.clear()
-                new, told = request.tokens_made - told, request.tokens_made
-                if new:
-                    yield new
+            while any(r.finish_reason is None or t < r.tokens_made for r, t in zip(requests, told, strict=True)):
+                await progress.wait()
+                progress.clear()
+                for index, request in enumerate(requests):
+                    new, told[index] = request.tokens_made - told[index], request.tokens_made
+                    if new:
+                        yield index, new
         finally:
-            if request.finish_reason is None:
-                self._abort(request)
+            for request in requests:
+                if request.finish_reason is None:
+                    self._abort(request)
 
     def _admit(self, now: float) -> list[Request]:
         admitted: list[Request] = []
@@ -122,8 +128,10 @@ class Scheduler:
             admitted.append(request)
         return admitted
 
-    def _advance(self, request: Request, now: float) -> None:
-        request.tokens_made += 1
+    def _advance(self, request: Request, now: float) -> bool:
+        """One step of a request; whether it made a token."""
+        makes = request.tokens_allowed > 0
+        request.tokens_made += makes
         if request.tokens_made == 1:
             self._metrics.first_token(now - request.arrived)
         if request.tokens_made >= request.tokens_wanted:
@@ -133,6 +141,7 @@ class Scheduler:
         if request.finish_reason is not None:
             self._metrics.finished(request.finish_reason, now - request.arrived)
         request.progress.set()
+        return makes
 
     def _abort(self, request: Request) -> None:
         request.finish_reason = "abort"

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -14,8 +14,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from fleetpulse.http import serving
-from fleetpulse.local.mock_engine.answers import Answer, event, words
+from fleetpulse.local.mock_engine import asked as asking
+from fleetpulse.local.mock_engine.answers import Answer, embeddings, event, words
+from fleetpulse.local.mock_engine.asked import Generation, RefusedError, prompt_tokens
 from fleetpulse.local.mock_engine.metrics import EngineMetrics
+from fleetpulse.local.mock_engine.responses import ResponseAnswer
 from fleetpulse.local.mock_engine.scheduler import EngineLimits, Request, Scheduler, natural_tokens
 from fleetpulse.tasks import end
 
@@ -34,6 +37,18 @@ class MockEngine:
     randomness: random.Random
     loading: bool = False
 
+    def requests(self, wanted: Generation) -> list[Request]:
+        """One for each choice of each prompt, in the order of vLLM's choices."""
+        return [
+            Request(
+                prompt_tokens(prompt, self.limits),
+                self.limits.model_tokens if wanted.is_endless else natural_tokens(self.randomness),
+                room,
+            )
+            for prompt, room in zip(wanted.prompts, wanted.room, strict=True)
+            for _ in range(wanted.choices)
+        ]
+
 
 _ENGINE: Final = web.AppKey("engine", MockEngine)
 
@@ -41,23 +56,28 @@ _ENGINE: Final = web.AppKey("engine", MockEngine)
 def application(engine: MockEngine) -> web.Application:
     """The server's routes. Two are ours: ``POST /mock/load`` sets the background load, ``POST /mock/state`` has the
     engine stall or load its model for as long as it is told to."""
-    app = web.Application(middlewares=[_unready_while_loading], client_max_size=BODY_BYTES)
+    app = web.Application(middlewares=[_answer], client_max_size=BODY_BYTES)
     app[_ENGINE] = engine
     app.router.add_get("/health", _health)
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/v1/models", _models)
-    app.router.add_post("/v1/completions", _completions)
-    app.router.add_post("/v1/chat/completions", _completions)
+    app.router.add_post("/v1/completions", _completion)
+    app.router.add_post("/v1/chat/completions", _chat)
+    app.router.add_post("/v1/responses", _responses)
+    app.router.add_post("/v1/embeddings", _embeddings)
     app.router.add_post("/mock/load", _load)
     app.router.add_post("/mock/state", _state)
     return app
 
 
 @web.middleware
-async def _unready_while_loading(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     if request.app[_ENGINE].loading and not request.path.startswith("/mock/"):
         return web.Response(status=503)
-    return await handler(request)
+    try:
+        return await handler(request)
+    except RefusedError as refused:
+        return _refusal(str(refused), refused.status)
 
 
 async def _health(_: web.Request) -> web.Response:
@@ -115,66 +135,98 @@ def _refusal(text: str, status: int = 400) -> web.Response:
     return web.json_response({"error": {"message": text, "type": kind, "param": None, "code": status}}, status=status)
 
 
-async def _completions(http: web.Request) -> web.StreamResponse:
+async def _chat(http: web.Request) -> web.StreamResponse:
     engine = http.app[_ENGINE]
-    try:
-        asked = await http.json()
-    except ValueError:
-        return _refusal("the body is not JSON")
-    if not isinstance(asked, dict):
-        return _refusal("the body must be a JSON object")
-    if asked.get("model") not in (engine.model, None):
-        return _refusal(f"The model `{asked['model']}` does not exist.", 404)
-    chat = http.path.endswith("/chat/completions")
-    text = _prompt(asked, chat)
-    if text is None:
-        return _refusal("messages must be a list of objects" if chat else "prompt is missing")
-    allowed = asked.get("max_completion_tokens") or asked.get("max_tokens") or (None if chat else 16)
-    if allowed is not None and (not isinstance(allowed, int) or allowed < 1):
-        return _refusal("max_tokens must be at least 1")
-    prompt_tokens = max(1, len(text.split()))
-    room = engine.limits.model_tokens - prompt_tokens
-    if room < 1:
-        return _refusal(f"the model's context holds {engine.limits.model_tokens} tokens, the prompt {prompt_tokens}")
-    wanted = engine.limits.model_tokens if asked.get("ignore_eos") else natural_tokens(engine.randomness)
-    request = Request(prompt_tokens, wanted, min(room, allowed or room))
-    answer = Answer(engine.model, chat, request)
-    # Closed, not left to the garbage collector: a client that hangs up aborts its request at once.
-    async with contextlib.aclosing(engine.scheduler.generate(request)) as tokens:
-        if asked.get("stream"):
-            with_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
-            return await _stream(http, answer, tokens, with_usage)
-        made = [new async for new in tokens]
-    return web.json_response(answer.whole(words(0, sum(made))))
+    asked = await asking.read(http, engine.model)
+    return await _complete(http, asking.chat(asked, engine.limits), is_chat=True)
 
 
-def _prompt(asked: dict[str, Any], chat: bool) -> str | None:
-    """The text to count tokens of; None when the request has none."""
-    if not chat:
-        prompt = asked.get("prompt")
-        return prompt if isinstance(prompt, str) else None
-    messages = asked.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        return None
-    return " ".join(str(message.get("content", "")) for message in messages)
+async def _completion(http: web.Request) -> web.StreamResponse:
+    engine = http.app[_ENGINE]
+    asked = await asking.read(http, engine.model)
+    return await _complete(http, asking.completion(asked, engine.limits), is_chat=False)
 
 
-async def _stream(
-    http: web.Request, answer: Answer, tokens: AsyncIterator[int], with_usage: bool
-) -> web.StreamResponse:
+async def _complete(http: web.Request, wanted: Generation, is_chat: bool) -> web.StreamResponse:
+    engine = http.app[_ENGINE]
+    requests = engine.requests(wanted)
+    answer = Answer(engine.model, is_chat, requests, wanted.choices)
+    # Closed, not left to the garbage collector: a client that hangs up aborts its requests at once.
+    async with contextlib.aclosing(engine.scheduler.generate(requests)) as tokens:
+        if wanted.is_stream:
+            return await _stream(http, _chunks(answer, tokens, wanted.wants_usage))
+        await _all(tokens)
+    return web.json_response(answer.whole())
+
+
+async def _chunks(
+    answer: Answer, tokens: AsyncIterator[tuple[int, int]], with_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """The events of a stream of a chat or completion."""
+    told = [0] * len(answer.requests)
+    async for index, new in tokens:
+        # As vLLM: not before there is something to tell, so that waiting requests show in the first token's time.
+        if answer.chat and not told[index]:
+            yield event(answer.chunk(index, "", role="assistant"))
+        request = answer.requests[index]
+        last = request.finish_reason if request.tokens_made == told[index] + new else None
+        yield event(answer.chunk(index, words(told[index], new), finish_reason=last))
+        told[index] += new
+    if with_usage:
+        yield event(answer.shell(streaming=True) | {"choices": [], "usage": answer.usage()})
+    yield b"data: [DONE]\n\n"
+
+
+async def _responses(http: web.Request) -> web.StreamResponse:
+    engine = http.app[_ENGINE]
+    asked = await asking.read(http, engine.model)
+    wanted = asking.response(asked, engine.limits)
+    requests = engine.requests(wanted)
+    answer = ResponseAnswer(engine.model, asked, requests[0])
+    async with contextlib.aclosing(engine.scheduler.generate(requests)) as tokens:
+        if wanted.is_stream:
+            return await _stream(http, _response_events(answer, tokens))
+        await _all(tokens)
+    return web.json_response(answer.whole())
+
+
+async def _response_events(
+    answer: ResponseAnswer, tokens: AsyncIterator[tuple[int, int]]
+) -> AsyncGenerator[bytes, None]:
+    """The events of a stream of /v1/responses."""
+    told = 0
+    async for _, new in tokens:
+        if not told:
+            for begun in answer.begin():
+                yield begun
+        yield answer.delta(words(told, new))
+        told += new
+    for ended in answer.end():
+        yield ended
+
+
+async def _embeddings(http: web.Request) -> web.StreamResponse:
+    engine = http.app[_ENGINE]
+    asked = await asking.read(http, engine.model)
+    dimensions, is_base64 = asking.embedding(asked)
+    texts = asking.texts(asked, "input")
+    requests = [Request(asking.prompt_tokens(text, engine.limits), 0, 0) for text in texts]
+    async with contextlib.aclosing(engine.scheduler.generate(requests)) as tokens:
+        await _all(tokens)
+    return web.json_response(embeddings(engine.model, texts, requests, dimensions, is_base64))
+
+
+async def _all(tokens: AsyncIterator[tuple[int, int]]) -> None:
+    async for _ in tokens:
+        pass
+
+
+async def _stream(http: web.Request, events: AsyncGenerator[bytes, None]) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
     await response.prepare(http)
-    told = 0
-    async for new in tokens:
-        # As vLLM: not before there is something to tell, so that waiting requests show in the first token's time.
-        if answer.chat and told == 0:
-            await response.write(event(answer.chunk("", role="assistant")))
-        last = answer.request.finish_reason if answer.request.tokens_made == told + new else None
-        await response.write(event(answer.chunk(words(told, new), finish_reason=last)))
-        told += new
-    if with_usage:
-        await response.write(event(answer.shell(streaming=True) | {"choices": [], "usage": answer.usage()}))
-    await response.write(b"data: [DONE]\n\n")
+    async with contextlib.aclosing(events):
+        async for one in events:
+            await response.write(one)
     await response.write_eof()
     return response
 
