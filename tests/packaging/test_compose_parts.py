@@ -137,3 +137,11 @@ def test_dashboards_are_where_grafana_looks(root: Path, compose: dict[str, Any])
     (provider,) = provisioning(root, "dashboards")["providers"]
     mounts = dict(mount.split(":")[1::-1] for mount in compose["services"]["grafana"]["volumes"])
     assert (root / "compose" / mounts[provider["options"]["path"]]).resolve() == root / "dashboards"
+
+
+def test_grafana_keeps_the_folders_of_its_image_that_nothing_is_provisioned_in(compose: dict[str, Any]) -> None:
+    """Mounted over all of them, plugins and alerting would be missing: an error in its log at each start."""
+    inside = {mount.split(":")[1] for mount in compose["services"]["grafana"]["volumes"]}
+    assert {path for path in inside if path.startswith("/etc")} == {
+        f"/etc/grafana/provisioning/{kind}" for kind in ("datasources", "dashboards")
+    }
