@@ -4,8 +4,12 @@
 set -eu
 umask 077
 
-folder=${1:-$(dirname "$0")/secrets}
+here=$(dirname "$0")
+folder=${1:-$here/secrets}
 mkdir -p "$folder"
+
+# What containers mount is read by their accounts, which own nothing of a checkout that was made under a strict umask.
+chmod -R go+rX "$here/database" "$here/grafana" "$here/kafka" "$here/prometheus" "$here/../alerts" "$here/../dashboards"
 
 random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 

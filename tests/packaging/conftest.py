@@ -93,7 +93,8 @@ def _with(image: Image, word: str, rest: str) -> Image:
         case "EXPOSE":
             return replace(image, ports=(*image.ports, int(rest)))
         case "COPY" if not rest.startswith("--from"):
-            return replace(image, copied=(*image.copied, *rest.split()[:-1]))
+            sources = [word for word in rest.split()[:-1] if not word.startswith("--")]
+            return replace(image, copied=(*image.copied, *sources))
     return image
 
 

@@ -19,6 +19,7 @@ PINNED = re.compile(r"[a-z0-9/-]+:v?\d+\.\d+\.\d+[a-z0-9.-]*$")
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|_KEY$|DATABASE_URL")
 # No process of ours is in them: what they may do is the image's own business.
 OURS = "fleetpulse-"
+PATIENT_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,31 @@ def test_what_is_waited_for_to_be_healthy_has_a_health_check(services: dict[str,
         assert services[name].get("healthcheck", {}).get("test") or (image and image.health_check), name
 
 
+def test_what_others_wait_for_is_given_minutes_to_start(services: dict[str, Any]) -> None:
+    """Who waits for a container gives up as soon as it is unhealthy, and on a busy machine a broker takes minutes."""
+    for name in ("kafka", "database"):
+        assert int(services[name]["healthcheck"]["start_period"].removesuffix("s")) >= PATIENT_SECONDS, name
+
+
+def test_the_broker_may_run_the_libraries_that_it_unpacks(services: dict[str, Any]) -> None:
+    """Docker mounts a tmpfs `noexec` unless told otherwise: then the broker refuses every message packed by zstd."""
+    options = {path: given for path, _, given in (each.partition(":") for each in services["kafka"]["tmpfs"])}
+    assert "exec" in options["/tmp"].split(",")
+    assert all("exec" not in given.split(",") for path, given in options.items() if path != "/tmp")
+
+
+def test_the_broker_leaves_no_nameless_volumes(services: dict[str, Any]) -> None:
+    """Those that its image declares: what is mounted nowhere becomes a new empty volume with every start."""
+    kafka = services["kafka"]
+    covered = {each.split(":")[0] for each in kafka["tmpfs"]} | {each.split(":")[1] for each in kafka["volumes"]}
+    assert {"/etc/kafka/secrets", "/var/lib/kafka/data", "/mnt/shared/config"} <= covered
+
+
+def test_the_brokers_logs_stay_within_their_folder(services: dict[str, Any]) -> None:
+    """Kafka's own choice is ten files of 100 MB of what the garbage collector did."""
+    assert "-loggc" not in services["kafka"]["environment"]["EXTRA_ARGS"]
+
+
 def test_a_proxy_has_time_to_finish_its_requests(services: dict[str, Any]) -> None:
     from fleetpulse.settings import ProxySettings
 
@@ -144,6 +170,23 @@ def test_secrets_are_made_once_and_for_their_owner_alone(root: Path, secrets: Pa
     again = subprocess.run(["sh", str(root / "compose" / "secrets.sh"), str(secrets)], check=True, capture_output=True)
     assert {line.partition(b" ")[0] for line in again.stdout.splitlines()} == {b"kept"}
     assert {path: path.read_text() for path in secrets.iterdir()} == files
+
+
+def test_what_containers_mount_can_be_read_by_their_accounts(root: Path, tmp_path: Path) -> None:
+    """Also from a checkout that was made under a strict umask."""
+    for folder in ("compose", "alerts", "dashboards"):
+        shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("secrets", "__pycache__"))
+    for path in tmp_path.rglob("*"):
+        path.chmod(path.stat().st_mode & 0o700)
+    subprocess.run(["sh", str(tmp_path / "compose" / "secrets.sh")], check=True, capture_output=True)
+    services = yaml.safe_load((tmp_path / "compose" / "compose.yaml").read_text())["services"]
+    mounts = [mount.partition(":")[0] for each in services.values() for mount in each.get("volumes", ())]
+    sources = [tmp_path / "compose" / mount for mount in mounts if mount.startswith(".")]
+    assert sources
+    for source in sources:
+        for path in (source, *source.rglob("*")):
+            assert path.stat().st_mode & (0o005 if path.is_dir() else 0o004), path
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in (tmp_path / "compose" / "secrets").iterdir())
 
 
 def test_secrets_that_belong_together_fit_together(secrets: Path) -> None:

@@ -25,6 +25,7 @@ TARGETS = (*SERVICES, "mock")
 CLOUD_PORT = 8010
 EXACT = re.compile(r"python:3\.\d+\.\d+-slim-[a-z]+$")
 START_SECONDS = 60.0
+PATIENT_SECONDS = 120
 
 
 def test_the_base_image_is_named_to_the_patch_and_without_a_registry(root: Path) -> None:
@@ -54,6 +55,30 @@ def test_what_the_images_copy_is_let_through(root: Path, images: dict[str, Any])
     for source in copied:
         assert (root / source).exists()
         assert f"!{source}" in ignored, source
+
+
+def test_programs_that_are_copied_as_they_are_can_be_read_by_the_images_account(root: Path) -> None:
+    """In a checkout made under a strict umask they are their owner's alone, and COPY keeps that."""
+    text = (root / "compose" / "Containerfile").read_text()
+    copied = re.findall(r"^COPY (.*)compose/\S+\.py ", text, re.MULTILINE)
+    assert copied == ["--chmod=0644 "] * 2
+
+
+def test_the_mock_leaves_no_volume_behind(root: Path) -> None:
+    """Four containers of the compose stack run it, and only one of them keeps anything: in a volume with a name."""
+    stages = (root / "compose" / "Containerfile").read_text().split("\nFROM ")
+    (mock,) = [stage for stage in stages if stage.startswith("base AS mock\n")]
+    assert "VOLUME" not in mock
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_start_on_a_busy_machine_is_given_minutes(root: Path, target: str) -> None:
+    """Who waits for a container gives up as soon as it is unhealthy."""
+    (stage,) = re.findall(
+        rf"^FROM base AS {target}$(.*?)^CMD", (root / "compose" / "Containerfile").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (seconds,) = re.findall(r"--start-period=(\d+)s", stage)
+    assert int(seconds) >= PATIENT_SECONDS
 
 
 def test_every_package_of_the_wheel_is_copied(root: Path, images: dict[str, Any]) -> None:
