@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from fleetpulse.client.errors import AskError
+from fleetpulse.client.errors import AskError, silence
 from fleetpulse.client.place import Place, proxy_place
 from fleetpulse.settings import ChatSettings, LocalSettings, load
 
@@ -50,7 +50,7 @@ async def _chat(where: Place, text: str, model: str | None) -> int:
             raise AskError(f"the answer broke off: {error or type(error).__name__}") from error
         if isinstance(error, BrokenError):
             raise AskError(f"the proxy refuses: {error}") from error
-        raise AskError(f"the proxy at {where.url} does not answer: {error or type(error).__name__}") from error
+        raise silence("the proxy", where.url, "FLEETPULSE_CHAT_URL", error) from error
     print(flush=True)
     return 0
 

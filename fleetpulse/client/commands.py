@@ -14,7 +14,7 @@ import aiohttp
 
 from fleetpulse.client import chat, shown
 from fleetpulse.client.control import ControlClient, RefusedError
-from fleetpulse.client.errors import AskError
+from fleetpulse.client.errors import AskError, silence
 from fleetpulse.client.place import place
 from fleetpulse.settings import ClientSettings, LocalSettings, SettingsError, load
 from fleetpulse.stream.lifecycle import INSTANCE_STATES
@@ -24,6 +24,7 @@ SENDS: Final = 3
 # From these an instance does not become ready any more, not by itself.
 _FAILED: Final = frozenset({"startup_failed", "worker_dead", "draining", "terminating", "terminated", "archived"})
 
+_NO_CREDENTIAL: Final = 401
 _COSTS_BY: Final = ("model", "machine")
 
 
@@ -38,9 +39,10 @@ def ask(work: Callable[[ControlClient], Awaitable[int]]) -> int:
     try:
         return asyncio.run(run())
     except RefusedError as error:
-        raise AskError(f"control refuses: {error}") from error
+        hint = "; FLEETPULSE_CONTROL_API_KEY says which key is sent" if error.status == _NO_CREDENTIAL else ""
+        raise AskError(f"control refuses: {error}{hint}") from error
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        raise AskError(f"control at {where.url} does not answer: {error or type(error).__name__}") from error
+        raise silence("control", where.url, "FLEETPULSE_CONTROL_URL", error) from error
 
 
 def instances(asked: argparse.Namespace) -> int:

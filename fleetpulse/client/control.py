@@ -95,4 +95,5 @@ async def _reason(response: aiohttp.ClientResponse) -> str:
         problem = await response.json(content_type=None)
         return str(problem["detail"])
     except (ValueError, KeyError, TypeError):
-        return f"{response.status} {response.reason}"
+        said = f"{response.status} {response.reason}"
+        return f"{said}, which is not how control answers: is {response.url.origin()} control?"

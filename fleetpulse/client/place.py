@@ -17,6 +17,8 @@ class Place:
 
 def place(settings: ClientSettings, local: LocalSettings) -> Place:
     """Control. Raises SettingsError where nothing says where it is, or with which key."""
+    if settings.url is not None and not settings.url.startswith(("http://", "https://")):
+        raise SettingsError(f"FLEETPULSE_CONTROL_URL: {settings.url!r} is not an address like http://127.0.0.1:8001")
     return _place(settings, local, "control_url", "admin_key", "FLEETPULSE_CONTROL")
 
 

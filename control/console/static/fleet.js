@@ -196,10 +196,15 @@ function historyCharts() {
     design,
     chart: new Chart({ ...design, height: 104, sync: "fleet", legend: false }),
   }));
-  const element = section("Last hour", h("div", { class: "charts small" }, ...charts.map(({ chart }) => chart.figure)));
+  const notice = h("div", { class: "notices" });
+  const figures = h("div", { class: "charts small" }, ...charts.map(({ chart }) => chart.figure));
+  const element = section("Last hour", notice, figures);
+  let readAt = 0;
   return {
     element,
     show(found) {
+      readAt = Date.now();
+      put(notice, "");
       for (const { design, chart } of charts) {
         const answer = found[design.family];
         const to = Date.parse(answer.to) / 1000;
@@ -213,7 +218,8 @@ function historyCharts() {
       set(element, { "aria-busy": null });
     },
     fail(error) {
-      for (const { chart } of charts) if (!chart.plot) chart.instead(failure(error));
+      if (readAt) put(notice, outdated(error, readAt));
+      else for (const { chart } of charts) chart.instead(failure(error));
     },
     destroy: () => charts.forEach(({ chart }) => chart.destroy()),
   };

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from control.lifecycle import transition
 from fleetpulse.client.commands import COMMANDS
 from fleetpulse.client.place import Place, place
 from fleetpulse.client.shown import duration, story
 from fleetpulse.command import main
+from fleetpulse.http import serving
 from fleetpulse.local.ports import free_port
 from fleetpulse.local.state_file import STATE_FILE, locked, write_state
 from fleetpulse.settings import ClientSettings, LocalSettings, SettingsError
@@ -113,7 +115,8 @@ async def test_a_wrong_key_and_a_control_that_is_away_are_one_line(
     typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLEETPULSE_CONTROL_API_KEY", "wrong")
-    assert await typed("instances") == (1, "", "fleetpulse: control refuses: wrong key\n")
+    told = "fleetpulse: control refuses: wrong key; FLEETPULSE_CONTROL_API_KEY says which key is sent\n"
+    assert await typed("instances") == (1, "", told)
     url = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("FLEETPULSE_CONTROL_URL", url)
     status, _, err = await typed("instances")
@@ -174,3 +177,26 @@ async def test_what_costs_are_not_by_is_said_in_one_line(typed: Typed, wrong: tu
     status, out, err = await typed("usage", *wrong)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "--costs" in err
+
+
+async def test_who_does_not_answer_or_is_not_control_is_said_with_what_to_do(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch, fleet: Any
+) -> None:
+    monkeypatch.setenv("FLEETPULSE_CONTROL_API_KEY", "not the key")
+    status, _, err = await typed("instances")
+    assert (status, err.count("\n"), "wrong key; FLEETPULSE_CONTROL_API_KEY" in err) == (1, 1, True)
+    async with serving(web.Application(), "127.0.0.1", 0) as port:
+        for url, expected, told in (
+            ("http://127.0.0.1:1", 1, "nobody listens there; start it, or say in FLEETPULSE_CONTROL_URL where it is"),
+            ("http://control.invalid", 1, "does not answer"),
+            (
+                f"http://127.0.0.1:{port}",
+                1,
+                f"404 Not Found, which is not how control answers: is http://127.0.0.1:{port}",
+            ),
+            ("127.0.0.1:8001", 2, "FLEETPULSE_CONTROL_URL: '127.0.0.1:8001' is not an address like http://"),
+        ):
+            monkeypatch.setenv("FLEETPULSE_CONTROL_URL", url)
+            status, out, err = await typed("instances")
+            assert (status, out, err.count("\n")) == (expected, "", 1)
+            assert told in err
