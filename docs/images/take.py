@@ -88,7 +88,6 @@ async def take(page: Page, url: str) -> None:
     worker = await page.locator("table.fleet tbody th a").first.get_attribute("href")
     await page.set_viewport_size(TALL)
     await shot(page, f"{url}/{worker}", "worker")
-    await page.set_viewport_size(WIDE)
     await shot(page, f"{url}/#/usage", "usage")
     await page.set_viewport_size(PHONE)
     await shot(page, f"{url}/#/", "phone")
