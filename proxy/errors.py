@@ -56,3 +56,8 @@ def describe(error: ProxyError, correlation_id: str) -> dict[str, Any]:
         "code": error.code,
         "correlation_id": correlation_id,
     }
+
+
+def retry_after(seconds: float) -> int:
+    """Whole seconds, rounded up, at least one and at most a month."""
+    return max(1, min(31 * 86_400, int(-(-seconds // 1))))

@@ -1,108 +1,42 @@
-"""The server that clients reach: aiohttp's, with our errors, our limits, and a way past it for answers' bodies."""
+"""What makes clients' connections, and ends them: plain ones of our own, with aiohttp's server behind them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from fleetpulse.settings import ProxySettings
 from fleetpulse.telemetry import logger
-from proxy import errors
-from proxy.call import correlation_id
-from proxy.errors import ProxyError
-from proxy.relay.client import Client
+from proxy.connection import PlainConnection
+from proxy.pipeline import Pipeline
+from proxy.plain import Plain, read_plain
 from proxy.seldom import Seldom
+from proxy.server import ClientConnection
 
-# What is said here, by aiohttp too, a client may be able to bring about again and again.
+# What is said by aiohttp, a client may be able to bring about again and again.
 _log = logger(__name__)
 _log.addFilter(Seldom())
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 # What is left of a refused request's body is read for so long, that its client sees the answer.
 LINGER_SECONDS: Final = 2.0
 
 
-class Sent(web.StreamResponse):
-    """An answer that is with the client already."""
-
-    def __init__(self, keeps_alive: bool) -> None:
-        super().__init__()
-        self._keep_alive = keeps_alive
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Nothing is left to do."""
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to write."""
-
-
-KEPT: Final = Sent(keeps_alive=True)
-CLOSED: Final = Sent(keeps_alive=False)
-
-
-class ClientConnection(RequestHandler):
-    """A client's connection. Who relays to it is told how it takes what is written."""
-
-    __slots__ = ("_malformed", "client")
-
-    def __init__(self, malformed: Callable[[], None], *given: Any, **options: Any) -> None:
-        super().__init__(*given, **options)
-        self.client: Client | None = None
-        self._malformed = malformed
-
-    def pause_writing(self) -> None:
-        """The client reads too slowly."""
-        super().pause_writing()
-        if self.client is not None and self.client.listener is not None:
-            self.client.listener.client_slow()
-
-    def resume_writing(self) -> None:
-        """It has caught up."""
-        super().resume_writing()
-        if self.client is not None and self.client.listener is not None:
-            self.client.listener.client_ready()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """The engine is told before anything else happens; then aiohttp cancels the handler."""
-        client, self.client = self.client, None
-        if client is not None and client.listener is not None:
-            client.listener.client_gone()
-        super().connection_lost(exc)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,  # noqa: ARG002
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002
-    ) -> web.StreamResponse:
-        """What is not HTTP as it should be, or what we did wrong, in OpenAI's shape; the connection ends with it."""
-        client = self.client
-        if client is not None and client.head_sent:
-            client.abort()
-            return CLOSED
-        if status >= 500:
-            _log.error("request failed", extra={"error": repr(exc)}, exc_info=exc)
-            error = ProxyError(500, "internal_error", "the proxy failed on this request")
-        else:
-            self._malformed()
-            error = ProxyError(status, "malformed_request", "this is not an HTTP request as it should be")
-        answer = refusal(error, client.correlation_id if client is not None else correlation_id())
-        answer.force_close()
-        return answer
-
-
 class Front(web.Server):
-    """Makes a ClientConnection for each client. ``malformed`` is called for what is not HTTP as it should be."""
+    """``handle`` answers what is not plain. ``malformed`` is called for what is not HTTP as it should be."""
 
-    def __init__(self, handler: Handler, settings: ProxySettings, malformed: Callable[[], None]) -> None:
-        super().__init__(handler, request_factory=self._request, handler_cancellation=True)
+    def __init__(
+        self, handle: Handle, pipeline: Pipeline, settings: ProxySettings, malformed: Callable[[], None]
+    ) -> None:
+        super().__init__(handle, request_factory=self._request, handler_cancellation=True)
+        self.pipeline = pipeline
+        self.plain: set[PlainConnection] = set()
+        self.is_stopping = False
         self._loop = asyncio.get_running_loop()
         self._malformed = malformed
-        self._body_bytes = settings.body_bytes
+        self._settings = settings
         self._options: dict[str, Any] = {
             "access_log": None,
             "logger": _log,
@@ -115,24 +49,39 @@ class Front(web.Server):
             "auto_decompress": False,
         }
 
-    def __call__(self) -> ClientConnection:
-        """Called by the event loop for each connection."""
+    def __call__(self) -> PlainConnection:  # type: ignore[override]
+        """Called for each connection."""
+        return PlainConnection(self)
+
+    def successor(self) -> ClientConnection:
+        """Who takes over a connection whose client sends something that is not plain."""
         return ClientConnection(self._malformed, self, loop=self._loop, **self._options)
 
+    def read(self, data: bytes) -> Plain | None:
+        """The plain request that the data begin with."""
+        limits = self._settings
+        return read_plain(data, self.pipeline.paths, limits.headers, limits.header_bytes, limits.body_bytes)
+
+    def sweep(self, now: float) -> None:
+        """Close connections whose clients have sent nothing for long."""
+        for connection in tuple(self.plain):
+            if connection.is_idle and now - connection.idle_since > self._settings.idle_timeout_seconds:
+                connection.transport.close()
+
+    def pre_shutdown(self) -> None:
+        """Let each connection end after the request that it has, idle ones now."""
+        self.is_stopping = True
+        for connection in tuple(self.plain):
+            connection.stop()
+        super().pre_shutdown()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Close what is left."""
+        for connection in tuple(self.plain):
+            connection.transport.abort()
+        await super().shutdown(timeout)
+
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        return web.BaseRequest(message, payload, protocol, writer, task, self._loop, client_max_size=self._body_bytes)
-
-
-def refusal(error: ProxyError, correlation: str) -> web.Response:
-    """An error as an answer."""
-    headers = {"X-Request-Id": correlation, "X-Correlation-Id": correlation}
-    if error.retry_after_seconds is not None:
-        headers["Retry-After"] = str(retry_after(error.retry_after_seconds))
-    return web.Response(
-        status=error.status, body=errors.body(error, correlation), content_type="application/json", headers=headers
-    )
-
-
-def retry_after(seconds: float) -> int:
-    """Whole seconds, rounded up, at least one and at most a month."""
-    return max(1, min(31 * 86_400, int(-(-seconds // 1))))
+        return web.BaseRequest(
+            message, payload, protocol, writer, task, self._loop, client_max_size=self._settings.body_bytes
+        )

@@ -30,6 +30,7 @@ from proxy.call import Call
 from proxy.fleet import Fleet
 from proxy.follow import follow, follow_usage, look_after
 from proxy.front import Front
+from proxy.handler import Handler
 from proxy.limits import Limits
 from proxy.listen import Listener, listen
 from proxy.metrics import ProxyMetrics, StateCollector
@@ -102,11 +103,13 @@ async def run(
             own = web.Application()
             add_health_endpoints(own, parts.registry, parts.lacking)
             await stack.enter_async_context(serving(own, settings.host, settings.metrics_port + process))
-        front = Front(pipeline.handle, settings, parts.metrics.malformed.inc)
+        handler = Handler(pipeline, other=lambda http, path: _health(http, path, parts))
+        front = Front(handler.handle, pipeline, settings, parts.metrics.malformed.inc)
+        stack.push_async_callback(pipeline.attempts.close)
         listener = await listen(front, settings.host, settings.port, shared=process is not None)
         _log.info("proxy started", extra={"host": settings.host, "port": listener.port})
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in _background(settings, stream, database, parts)]
+            tasks = [group.create_task(work) for work in _background(settings, stream, database, parts, front)]
             await stop.wait()
             await _drain(settings, parts, pipeline, listener, front)
             for task in tasks:
@@ -163,21 +166,20 @@ def _pipeline(settings: ProxySettings, parts: Parts) -> Pipeline:
         metrics=parts.metrics,
         log=RequestLog(settings.request_log),
         outbox=Outbox(asyncio.get_running_loop()),
-        other=lambda http, path: _health(http, path, parts),
     )
     parts.metrics.in_flight.set_function(lambda: pipeline.in_flight)
     return pipeline
 
 
 def _background(
-    settings: ProxySettings, stream: StreamSettings, database: DatabaseSettings, parts: Parts
+    settings: ProxySettings, stream: StreamSettings, database: DatabaseSettings, parts: Parts, front: Front
 ) -> Iterator[Coroutine[Any, Any, None]]:
     yield parts.access.keep(database, settings.access_poll_seconds)
     yield follow(parts.reader, parts.fleet, parts.metrics)
     yield _follow_usage(stream, parts)
     yield look_after(parts.fleet)
     yield parts.spool.send()
-    yield _sweep(parts.pool)
+    yield _sweep(parts.pool, front)
 
 
 async def _follow_usage(stream: StreamSettings, parts: Parts) -> None:
@@ -194,10 +196,11 @@ async def _follow_usage(stream: StreamSettings, parts: Parts) -> None:
         await follow_usage(reader, parts.limits, parts.account.boot, parts.metrics)
 
 
-async def _sweep(pool: Pool) -> None:
+async def _sweep(pool: Pool, front: Front) -> None:
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         pool.sweep(time.monotonic())
+        front.sweep(time.monotonic())
 
 
 async def _drain(settings: ProxySettings, parts: Parts, pipeline: Pipeline, listener: Listener, front: Front) -> None:

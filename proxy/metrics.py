@@ -3,6 +3,7 @@
 A model's label is its Hugging Face id, from the database; a client's own words never become one.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -12,7 +13,6 @@ from prometheus_client.registry import Collector
 
 from fleetpulse.stream.consumer import StreamReader
 from proxy.access_reader import Access
-from proxy.call import Call
 from proxy.fleet import Fleet, Worker, clock
 from proxy.relay.attempts import Attempt
 from proxy.relay.connection import Pool
@@ -38,6 +38,8 @@ _OPERATIONS: Final = {
 }
 _LABELS: Final = ("gen_ai_operation_name", "gen_ai_request_model")
 NO_MODEL: Final = ""
+# Answers that are kept at most.
+ANSWERS_MOST: Final = 1_000
 
 
 class ModelSeries:
@@ -52,10 +54,24 @@ class ModelSeries:
         self.made_tokens = metrics.tokens.labels(model, "output")
 
 
+class _Settling(Collector):
+    """Asked first at each scrape."""
+
+    def __init__(self, settle: Callable[[], None]) -> None:
+        self._settle = settle
+
+    def collect(self) -> Iterable[Metric]:
+        """Has no metrics of its own."""
+        self._settle()
+        return ()
+
+
 class ProxyMetrics:
-    """Counts and times."""
+    """Counts and times. What each request adds is kept as it is, and added when somebody looks: at once it would cost a
+    request several times as much."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        registry.register(_Settling(self.settle))
         self.requests = Counter(
             "fleetpulse_proxy_requests_total",
             "Requests by how they ended, which for a stream is known at its end",
@@ -111,30 +127,40 @@ class ProxyMetrics:
             registry=registry,
         )
         self._series: dict[tuple[str, str], ModelSeries] = {}
-        self._attempts: dict[str, Counter] = {}
-        self._ends: dict[tuple[str, str, int], Counter] = {}
+        self._ends: dict[tuple[str, str, int], int] = defaultdict(int)
+        self._attempts: dict[str, int] = defaultdict(int)
+        self._answers: list[tuple[str, str, Attempt, float]] = []
 
     def ended(self, model: str, outcome: str, status: int) -> None:
         """A request is over."""
-        name = (model, outcome, status)
-        counter = self._ends.get(name)
-        if counter is None:
-            counter = self._ends[name] = self.requests.labels(model, outcome, str(status))
-        counter.inc()
+        self._ends[model, outcome, status] += 1
 
     def attempted(self, outcome: str) -> None:
         """An attempt is over."""
-        counter = self._attempts.get(outcome)
-        if counter is None:
-            counter = self._attempts[outcome] = self.attempts.labels(outcome)
-        counter.inc()
+        self._attempts[outcome] += 1
 
-    def answered(self, call: Call, attempt: Attempt, seconds: float) -> None:
+    def answered(self, path: str, model: str, attempt: Attempt, seconds: float) -> None:
         """An answer has ended; of those that broke off only the duration is known."""
-        name = (call.path, call.model.hugging_face_id)
-        series = self._series.get(name)
+        self._answers.append((path, model, attempt, seconds))
+        if len(self._answers) >= ANSWERS_MOST:
+            self.settle()
+
+    def settle(self) -> None:
+        """Add what was kept."""
+        ends, self._ends = self._ends, defaultdict(int)
+        for (model, outcome, status), count in ends.items():
+            self.requests.labels(model, outcome, str(status)).inc(count)
+        attempts, self._attempts = self._attempts, defaultdict(int)
+        for outcome, count in attempts.items():
+            self.attempts.labels(outcome).inc(count)
+        answers, self._answers = self._answers, []
+        for answer in answers:
+            self._settle(*answer)
+
+    def _settle(self, path: str, model: str, attempt: Attempt, seconds: float) -> None:
+        series = self._series.get((path, model))
         if series is None:
-            series = self._series[name] = ModelSeries(self, *name)
+            series = self._series[path, model] = ModelSeries(self, path, model)
         series.duration.observe(seconds)
         usage = attempt.usage
         if usage is not None:

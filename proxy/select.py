@@ -3,12 +3,16 @@
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
 from proxy.affinity import weight
 from proxy.errors import ProxyError
 from proxy.fleet import Fleet, Worker
+
+# One more than there are.
+_DOUBTS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,7 @@ def select(
     ``session`` is the hash of what is to stay on one worker. Raises ProxyError with status 503 when no worker is left.
     """
     name, serving = fleet.serving(names)
-    workers = [worker for worker in serving if worker.is_serving and worker.is_progressing and worker not in tried]
-    eligible = _eligible(fleet, workers, now)
+    eligible = _eligible(fleet, serving, tried, now)
     if not eligible:
         raise ProxyError(503, "no_worker", "no worker can take requests for this model now", retry_after_seconds=1)
     if len(eligible) == 1:
@@ -53,11 +56,22 @@ def select(
     return Choice(equals[0] if len(equals) == 1 else (randomness or random).choice(equals), name)
 
 
-def _eligible(fleet: Fleet, workers: list[Worker], now: float) -> list[Worker]:
+def _eligible(fleet: Fleet, serving: Sequence[Worker], tried: Collection[Worker], now: float) -> list[Worker]:
     """The best there are: a worker that is doubtful gets requests only while there is none that is not."""
-    fresh = [worker for worker in workers if fleet.is_fresh(worker)]
-    kept = [worker for worker in fresh if not worker.ejection.is_out(now)]
-    return [worker for worker in kept if worker.is_well] or kept or fresh or workers
+    least, eligible = _DOUBTS, []
+    for worker in serving:
+        if not worker.is_serving or not worker.is_progressing or worker in tried:
+            continue
+        doubts = 0 if worker.is_well else 1
+        if worker.ejection.is_out(now):
+            doubts = 2
+        if not fleet.is_fresh(worker):
+            doubts = 3
+        if doubts < least:
+            least, eligible = doubts, [worker]
+        elif doubts == least:
+            eligible.append(worker)
+    return eligible
 
 
 def _sticky(eligible: list[Worker], session: int, bound: Bound) -> Worker:

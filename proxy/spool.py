@@ -34,8 +34,8 @@ class Spool:
     def __init__(self, producer: StreamProducer, most: int, registry: CollectorRegistry) -> None:
         self._producer = producer
         self._most = most
-        self._records: deque[tuple[bytes, bytes]] = deque()
-        self._sending: list[tuple[bytes, bytes]] = []
+        self._records: deque[UsageRecord] = deque()
+        self._sending: list[UsageRecord] = []
         self._wake = asyncio.Event()
         self._sent = Counter(
             "fleetpulse_proxy_usage_records_sent_total", "Usage records that the broker has", registry=registry
@@ -51,13 +51,10 @@ class Spool:
 
     def add(self, record: UsageRecord) -> None:
         """Take a record."""
-        self._put(record.instance_id.encode(), usage.encode(record))
-
-    def _put(self, key: bytes, value: bytes) -> None:
         if len(self) >= self._most and self._records:
             self._records.popleft()
             self._dropped.inc()
-        self._records.append((key, value))
+        self._records.append(record)
         self._wake.set()
 
     async def send(self) -> None:
@@ -87,7 +84,8 @@ class Spool:
         batch = self._sending = [self._records.popleft() for _ in range(min(BATCH_RECORDS, len(self._records)))]
         sent = 0
         try:
-            sent = await self._producer.send_together(USAGE.name, batch)
+            messages = [(record.instance_id.encode(), usage.encode(record)) for record in batch]
+            sent = await self._producer.send_together(USAGE.name, messages)
         except NotDeliveredError as error:
             _log.debug("usage records not delivered", extra={"error": str(error)})
         finally:
@@ -107,7 +105,7 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / _FILE.format(os.getpid())
         with path.open("ab") as file:
-            file.writelines(value + b"\n" for _, value in self._records)
+            file.writelines(usage.encode(record) + b"\n" for record in self._records)
             file.flush()
             os.fsync(file.fileno())
         _log.warning("usage records left for the next start", extra={"records": len(self._records), "file": str(path)})

@@ -9,8 +9,10 @@ HEAD_BYTES: Final = 65_536
 HEADERS: Final = 128
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_HEADER: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
+_HEADERS: Final = re.compile(rb"(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)*")
 _LENGTH: Final = re.compile(rb"[0-9]{1,15}")
+# What these say decides where the body ends, and whether it can be read.
+_ONCE: Final = frozenset({b"content-length", b"transfer-encoding", b"content-encoding"})
 # Of one connection only (RFC 9110, 7.6.1), or made anew for the client.
 _NOT_FORWARDED: Final = frozenset(
     {
@@ -23,6 +25,7 @@ _NOT_FORWARDED: Final = frozenset(
         b"trailer",
         b"transfer-encoding",
         b"upgrade",
+        b"content-encoding",
         b"content-length",
         b"content-type",
         b"server",
@@ -66,16 +69,16 @@ def parse_head(data: bytes) -> Head:
         raise MalformedAnswerError("the status line is not HTTP/1.1")
     if len(lines) > HEADERS:
         raise MalformedAnswerError(f"more than {HEADERS} headers")
+    if not _HEADERS.fullmatch(data, len(first)):
+        raise MalformedAnswerError("a header is malformed")
     headers: list[tuple[bytes, bytes]] = []
     special: dict[bytes, bytes] = {}
     for line in lines:
-        header = _HEADER.fullmatch(line)
-        if header is None:
-            raise MalformedAnswerError("a header is malformed")
-        name, value = header[1].lower(), header[2].rstrip(b" \t")
+        name, _, value = line.partition(b":")
+        name, value = name.lower(), value.strip(b" \t")
         if name not in _NOT_FORWARDED:
             headers.append((name, value))
-        elif name in special and name in (b"content-length", b"transfer-encoding"):
+        elif name in special and name in _ONCE:
             raise MalformedAnswerError(f"{name.decode()} is there twice")
         elif name == b"connection" and name in special:
             special[name] += b"," + value
@@ -93,12 +96,13 @@ def _head(status: int, is_http_11: bool, headers: list[tuple[bytes, bytes]], spe
         raise MalformedAnswerError("the transfer-encoding is not chunked")
     if length is not None and not _LENGTH.fullmatch(length):
         raise MalformedAnswerError("content-length is not a number")
-    named = {token.strip().lower() for token in special.get(b"connection", b"").split(b",")}
-    if named - {b"", b"keep-alive", b"close"}:
-        headers = [(name, value) for name, value in headers if name not in named]
-    if any(name == b"content-encoding" and value.lower() != b"identity" for name, value in headers):
+    if special.get(b"content-encoding", b"identity").lower() != b"identity":
         raise MalformedAnswerError("the body is compressed, though identity was asked for")
-    keeps_alive = b"close" not in named and (is_http_11 or b"keep-alive" in named)
+    keeps_alive = is_http_11
+    if (connection := special.get(b"connection")) is not None:
+        named = {token.strip().lower() for token in connection.split(b",")}
+        headers = [(name, value) for name, value in headers if name not in named]
+        keeps_alive = b"close" not in named and (is_http_11 or b"keep-alive" in named)
     size = 0 if status in (204, 304) else int(length) if length is not None else None
     return Head(
         status, special.get(b"content-type", b""), headers, size, coding is not None and size is None, keeps_alive

@@ -1,12 +1,14 @@
-"""Trying workers until one answers: on to another only while nothing was sent to the client."""
+"""What all attempts at workers have in common: whom to try, on which connection, and what is made of how it ended."""
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import msgspec
 
 from fleetpulse.settings import ProxySettings
+from fleetpulse.tasks import end
 from fleetpulse.telemetry import logger
 from proxy.body import COMPLETIONS, RESPONSES
 from proxy.call import Call
@@ -21,14 +23,10 @@ from proxy.select import Bound, Choice, select
 
 _log = logger(__name__)
 
-# Answers that another worker may not give. 429: this engine's queue is full.
-RETRIED: Final = frozenset({429, 500, 502, 503, 504})
 # Retries because of answers and timeouts: so many may be saved up.
 _BUDGET_MOST: Final = 100.0
 # A request whose engine died under it twice may be the cause.
 _LOSSES_MOST: Final = 2
-# An engine that closes a kept connection does so on its own timer, and not long after a request: then it has failed.
-_UNHEARD_SECONDS: Final = 0.1
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -66,25 +64,6 @@ class Budget:
         return True
 
 
-class _Lease:
-    """A request's place at a worker, taken before there is a connection: requests of the same moment must see it."""
-
-    __slots__ = ("exchange",)
-
-    def __init__(self) -> None:
-        self.exchange: Exchange | None = None
-
-    def worker_lost(self, reason: str) -> None:
-        """Connecting has a timeout of its own."""
-        if self.exchange is not None:
-            self.exchange.worker_lost(reason)
-
-    def cut_off(self) -> None:
-        """The proxy ends."""
-        if self.exchange is not None:
-            self.exchange.cut_off()
-
-
 class Attempts:
     """Carries requests to workers. ``told`` gets every attempt that has ended; ``ejected`` is called for each worker
     that is taken off the route."""
@@ -115,82 +94,62 @@ class Attempts:
             settings.ejection_seconds, settings.ejection_most_seconds, settings.ejection_failures
         )
         self._budget = Budget(settings.retry_share)
+        self._connecting: set[asyncio.Task[None]] = set()
 
-    async def carry(self, call: Call) -> Attempt:
-        """Relay a request's answer to its client, and return the attempt that did it, or that broke off.
-
-        Raises ProxyError while nothing was sent to the client: 502, 503 or 504.
-        """
+    def begin(self) -> None:
+        """A request came in."""
         self._budget.request()
-        tried: list[Worker] = []
-        losses = 0
-        while True:
-            choice = self._select(call, tried)
-            attempt, exchange = await self._try(call, choice, len(tried) + 1)
-            tried.append(choice.worker)
-            outcome = attempt.ending.outcome
-            losses += outcome == "lost" and attempt.reached
-            if outcome == "held":
-                assert exchange is not None
-                assert exchange.head is not None
-                if exchange.head.status in RETRIED and self._may_retry(call, tried, losses, costs=True):
-                    continue
-                self._answer(call, exchange)
-                return attempt
-            if call.client.head_sent:
-                return attempt
-            if outcome == "cancelled" or not self._may_retry(call, tried, losses, costs=outcome == "timeout"):
-                raise _refusal(attempt)
 
-    def _select(self, call: Call, tried: list[Worker]) -> Choice:
+    async def close(self) -> None:
+        """Give up the connections that are being made."""
+        for task in tuple(self._connecting):
+            await end(task)
+
+    def select(self, call: Call, tried: Collection[Worker]) -> Choice:
+        """A worker that was not tried. Raises ProxyError."""
         return select(self._fleet, call.model.names, call.session, self._bound, time.monotonic(), tried)
 
-    def _may_retry(self, call: Call, tried: list[Worker], losses: int, costs: bool) -> bool:
-        """Whether to go on to another worker, if there is one."""
+    def another(self, call: Call, tried: Collection[Worker], losses: int, costs: bool) -> Choice | None:
+        """A worker to go on to, if there is one and the request may. ``costs`` is whether that counts as a retry."""
         if len(tried) >= self._settings.attempts or losses >= _LOSSES_MOST:
-            return False
+            return None
         try:
-            self._select(call, tried)
+            choice = self.select(call, tried)
         except ProxyError:
-            return False
-        return not costs or self._budget.take()
+            return None
+        return choice if not costs or self._budget.take() else None
 
-    async def _try(self, call: Call, choice: Choice, number: int) -> tuple[Attempt, Exchange | None]:
-        """One attempt at one worker; once more on a new connection if the kept one was closed under it."""
-        while True:
-            started, started_unix_nano = time.monotonic(), time.time_ns()
-            exchange: Exchange | None = None
-            connection: EngineConnection | None = None
-            ending = Ending("cancelled")
-            lease = _Lease()
-            choice.worker.hold(lease)
-            try:
-                connection = await self._connection(choice)
-                exchange = lease.exchange = self._exchange(call, connection)
-                exchange.start(request_bytes(call, choice, self._authorization))
-                ending = await exchange.ended
-            except (OSError, TimeoutError) as error:
-                ending = Ending("lost", f"no connection ({type(error).__name__})", lost=True)
-            finally:
-                choice.worker.release(lease)
-                if exchange is not None:
-                    exchange.abort()
-                    if exchange.ended.done() and not exchange.ended.cancelled():
-                        ending = exchange.ended.result()
-                stale = connection is not None and connection.used and _went_unheard(exchange, ending)
-                if not stale:
-                    attempt = self._over(call, choice, number, started, started_unix_nano, ending, exchange)
-            if not stale:
-                return attempt, exchange
+    def kept_connection(self, choice: Choice) -> EngineConnection | None:
+        """An idle connection to the worker."""
+        assert choice.worker.address is not None
+        return self._pool.take(choice.worker.address)
 
-    async def _connection(self, choice: Choice) -> EngineConnection:
-        address = choice.worker.address
-        assert address is not None
-        return self._pool.take(address) or await self._pool.connect(address)
+    def connect(
+        self, choice: Choice, connected: Callable[[EngineConnection], None], told: Callable[[Ending], None]
+    ) -> "asyncio.Task[None]":
+        """Make a connection, in the background."""
+        task = asyncio.create_task(self._connect(choice, connected, told), name="connect")
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        return task
 
-    def _exchange(self, call: Call, connection: EngineConnection) -> Exchange:
+    async def _connect(
+        self, choice: Choice, connected: Callable[[EngineConnection], None], told: Callable[[Ending], None]
+    ) -> None:
+        assert choice.worker.address is not None
+        try:
+            connection = await self._pool.connect(choice.worker.address)
+        except (OSError, TimeoutError) as error:
+            told(Ending("lost", f"no connection ({type(error).__name__})", lost=True))
+        else:
+            connected(connection)
+
+    def send(
+        self, call: Call, choice: Choice, connection: EngineConnection, told: Callable[[Ending], None]
+    ) -> Exchange:
+        """Send the request on a connection."""
         is_completion = call.path in COMPLETIONS
-        return Exchange(
+        exchange = Exchange(
             call.client,
             connection,
             self._timeouts,
@@ -199,39 +158,18 @@ class Attempts:
             strips_usage=is_completion and not call.body.wants_usage,
             event_bytes=self._settings.event_bytes,
             release=self._release,
+            told=told,
         )
+        exchange.start(request_bytes(call, choice, self._authorization))
+        return exchange
 
     def _release(self, connection: EngineConnection) -> None:
         self._pool.put(connection, time.monotonic())
 
-    def _over(
-        self,
-        call: Call,
-        choice: Choice,
-        number: int,
-        started: float,
-        started_unix_nano: int,
-        ending: Ending,
-        exchange: Exchange | None,
-    ) -> Attempt:
-        now = time.monotonic()
-        head = exchange.head if exchange is not None else None
-        self._judge(choice.worker, ending, head.status if head is not None else None, now)
-        first = exchange.first_event_at if exchange is not None else None
-        attempt = Attempt(
-            worker=choice.worker,
-            number=number,
-            started_unix_nano=started_unix_nano,
-            duration_seconds=now - started,
-            ending=ending,
-            reached=exchange is not None,
-            status=head.status if head is not None else None,
-            usage=exchange.usage if exchange is not None else None,
-            events=exchange.events if exchange is not None else 0,
-            first_seconds=first - started if first is not None else None,
-        )
+    def book(self, call: Call, attempt: Attempt) -> None:
+        """Take note of an attempt that is over."""
+        self._judge(attempt.worker, attempt.ending, attempt.status, time.monotonic())
         self._told(call, attempt)
-        return attempt
 
     def _judge(self, worker: Worker, ending: Ending, status: int | None, now: float) -> None:
         """What the attempt says about the worker."""
@@ -252,34 +190,3 @@ class Attempts:
                 )
         else:
             worker.ejection.succeeded(now)
-
-    def _answer(self, call: Call, exchange: Exchange) -> None:
-        """Send on an answer that was held back. Raises ProxyError in place of an engine's 5xx."""
-        head = exchange.head
-        assert head is not None
-        if head.status >= 500:
-            status = head.status if head.status in (503, 504) else 502
-            raise ProxyError(
-                status,
-                "worker_failed",
-                f"the worker answered with status {head.status}",
-                retry_after_seconds=1 if status == 503 else None,
-            )
-        headers = list(head.headers)
-        if head.status == 429:
-            headers.append((b"Retry-After", b"1"))
-        call.client.answer(head.status, head.content_type, exchange.held, headers)
-
-
-def _went_unheard(exchange: Exchange | None, ending: Ending) -> bool:
-    """Whether a kept connection was closed before the engine could have seen the request."""
-    if exchange is None or ending.outcome != "lost" or exchange.first_at is not None:
-        return False
-    return time.monotonic() - exchange.sent_at < _UNHEARD_SECONDS
-
-
-def _refusal(attempt: Attempt) -> ProxyError:
-    outcome = attempt.ending.outcome
-    if outcome == "timeout":
-        return ProxyError(504, "worker_timeout", "the worker did not answer in time")
-    return ProxyError(502, "worker_failed", f"the worker failed: {attempt.ending.detail}")

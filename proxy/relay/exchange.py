@@ -42,6 +42,11 @@ class Timeouts:
     write: float
     keep_alive: float
 
+    @property
+    def least(self) -> float:
+        """The first that can be due after a request was sent."""
+        return min(self.first_byte, self.chunk, self.keep_alive)
+
 
 class Ending(msgspec.Struct, frozen=True):
     """How an exchange ended. ``lost``: by the end of the engine's connection."""
@@ -52,12 +57,12 @@ class Ending(msgspec.Struct, frozen=True):
 
 
 class Exchange:
-    """The state of one attempt. ``ended`` is set once, whatever happens. Times are monotonic seconds."""
+    """The state of one attempt. ``told`` hears once how it ended, whatever happens. Times are monotonic seconds."""
 
     __slots__ = (
         *("_buffer", "_chunks", "_client", "_connection", "_deadline", "_events", "_framing", "_is_streaming", "_loop"),
-        *("_needs", "_release", "_rest", "_slow_since", "_tail", "_timeouts", "_timer", "_touched"),
-        *("ended", "first_at", "first_event_at", "head", "sent_at", "usage"),
+        *("_needs", "_release", "_rest", "_slow_since", "_tail", "_timeouts", "_timer", "_told", "_touched"),
+        *("first_at", "first_event_at", "head", "is_over", "sent_at", "usage"),
     )
 
     def __init__(
@@ -70,6 +75,7 @@ class Exchange:
         strips_usage: bool,
         event_bytes: int,
         release: Callable[[EngineConnection], None],
+        told: Callable[[Ending], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._client = client
@@ -79,6 +85,7 @@ class Exchange:
         self._needs = needs
         self._events = Events(strips_usage, event_bytes)
         self._release = release
+        self._told = told
         self._chunks: Chunked | None = None
         """Set while the engine's chunks may pass as they are."""
         self._framing: Framing | None = None
@@ -88,7 +95,7 @@ class Exchange:
         self._timer: asyncio.TimerHandle | None = None
         self._is_streaming = False
         self._rest = False
-        self.ended: asyncio.Future[Ending] = self._loop.create_future()
+        self.is_over = False
         self.head: Head | None = None
         self.usage: Usage | None = None
         self.sent_at = 0.0
@@ -113,7 +120,8 @@ class Exchange:
         self._client.listener = self
         self.sent_at = self._touched = time.monotonic()
         self._client.outbox.put(self._connection.transport, request)
-        self._timer = self._loop.call_later(self._timeouts.first_byte, self._look)
+        # As soon as anything can be due; most answers are over by then.
+        self._arm(min(self._timeouts.least, self._deadline - self.sent_at))
 
     def received(self, data: bytes) -> None:
         """Bytes of the engine."""
@@ -129,7 +137,7 @@ class Exchange:
 
     def closed(self, error: Exception | None) -> None:
         """The engine's connection has ended."""
-        if self._rest or self.ended.done():
+        if self._rest or self.is_over:
             return
         if self._framing is not None and self._framing.end_of_connection():
             self._body_ended()
@@ -147,7 +155,7 @@ class Exchange:
 
     def client_slow(self) -> None:
         """Stop reading from the engine."""
-        if self._slow_since is None and not self.ended.done() and not self._connection.transport.is_closing():
+        if self._slow_since is None and not self.is_over and not self._connection.transport.is_closing():
             self._slow_since = time.monotonic()
             self._connection.transport.pause_reading()
             self._arm(self._timeouts.write)
@@ -200,8 +208,6 @@ class Exchange:
         self._is_streaming = head.is_stream and head.status == 200
         self._framing = framing_of(head)
         self._feed_body(self._framing, rest)
-        if not self.ended.done():
-            self._arm(min(self._timeouts.chunk, self._timeouts.keep_alive))
 
     def _feed_body(self, framing: Framing, data: bytes) -> None:
         body = framing.feed(data) if data else b""
@@ -210,7 +216,7 @@ class Exchange:
                 self._pass_events(self._events.feed(body))
             else:
                 self._pass(body)
-        if self.ended.done():
+        if self.is_over:
             return
         if framing.ended or (self._events.done and self._needs == "done"):
             self._body_ended()
@@ -295,15 +301,15 @@ class Exchange:
 
     def _end(self, ending: Ending, keep: bool = False) -> None:
         """The one way out. ``keep``: the connection may carry another request."""
-        if self.ended.done():
+        if self.is_over:
             return
+        self.is_over = True
         self._chunks = None
         self._client.listener = None
         if self._timer is not None:
             self._timer.cancel()
         if self._slow_since is not None and keep:
             self._connection.transport.resume_reading()
-        self.ended.set_result(ending)
         connection, framing = self._connection, self._framing
         if not keep or self.head is None or framing is None or not self.head.keeps_alive or framing.surplus:
             connection.reader = None
@@ -313,6 +319,7 @@ class Exchange:
         else:
             self._rest = True
             self._timer = self._loop.call_later(REST_SECONDS, connection.transport.abort)
+        self._told(ending)
 
     def _feed_rest(self, data: bytes) -> None:
         """Formalities after [DONE]."""

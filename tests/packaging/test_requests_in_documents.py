@@ -32,7 +32,8 @@ from fleetpulse.http import add_health_endpoints
 from fleetpulse.local.mock_engine import server as mock_engine
 from fleetpulse.stream import heartbeat
 from fleetpulse.stream.errors import MessageError
-from proxy.pipeline import ENGINE_PATHS, MODELS
+from proxy.handler import MODELS
+from proxy.pipeline import ENGINE_PATHS
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))

@@ -255,6 +255,8 @@ class Site:
     book: Book
     producer: StreamProducer
     session: aiohttp.ClientSession
+    watching: aiohttp.ClientSession
+    """For looks at health and metrics: requests of the other one then come on connections that had nothing else."""
     stack: AsyncExitStack
     key: str = ""
     port: int = 0
@@ -271,7 +273,8 @@ class Site:
     async def start(self, **changes: Any) -> asyncio.Event:
         """Start a proxy; returns what stops it. It is stopped at the end of the test."""
         self.port = free_port()
-        settings = ProxySettings(port=self.port, **changes)
+        # A busy machine may take longer than the second that is meant for engines that do not answer.
+        settings = ProxySettings(port=self.port, **{"connect_timeout_seconds": 10.0} | changes)
         stop = asyncio.Event()
         running = asyncio.create_task(run(settings, self.stream, self.database, stop), name="proxy")
 
@@ -286,7 +289,7 @@ class Site:
 
     async def is_ready(self) -> bool:
         try:
-            async with self.session.get(f"{self.url}/readyz") as answer:
+            async with self.watching.get(f"{self.url}/readyz") as answer:
                 return answer.status == 200
         except aiohttp.ClientConnectionError:
             return False
@@ -343,7 +346,7 @@ class Site:
 
     async def metric(self, series: str) -> float:
         """A value of the proxy's /metrics; 0 when it is not there."""
-        async with self.session.get(f"{self.url}/metrics") as answer:
+        async with self.watching.get(f"{self.url}/metrics") as answer:
             text = await answer.text()
         for line in text.splitlines():
             if line.startswith(f"{series} "):
@@ -376,20 +379,22 @@ class Site:
         return await self.usage(int(await self.metric("fleetpulse_proxy_usage_records_sent_total")))
 
     async def usage(self, count: int) -> list[UsageRecord]:
-        """The first usage records on the stream, oldest first; waits for so many."""
+        """The first usage records on the stream, oldest first; waits for so many. One that was sent again, because the
+        proxy ended before the broker had said that it has it, is one."""
         consumer = AIOKafkaConsumer(bootstrap_servers=self.stream.bootstrap, enable_auto_commit=False)
         await consumer.start()
         try:
             partitions = [TopicPartition(USAGE.name, number) for number in range(self.stream.partitions)]
             consumer.assign(partitions)
             await consumer.seek_to_beginning(*partitions)
-            found: list[UsageRecord] = []
+            found: dict[str, UsageRecord] = {}
             deadline = time.monotonic() + WAIT_SECONDS
             while len(found) < count:
                 assert time.monotonic() < deadline, f"{len(found)} of {count} usage records"
                 for records in (await consumer.getmany(timeout_ms=100)).values():
-                    found += [usage.decode(record.value or b"") for record in records]
-            return sorted(found, key=lambda record: record.started_unix_nano)
+                    told = [usage.decode(record.value or b"") for record in records]
+                    found |= {record.record_id: record for record in told}
+            return sorted(found.values(), key=lambda record: record.started_unix_nano)
         finally:
             await consumer.stop()
 
@@ -410,7 +415,10 @@ async def _cancel(task: "asyncio.Task[None]") -> None:
 async def site(stream: StreamSettings, proxy_database_url: str, book: Book) -> AsyncIterator[Site]:
     """Everything but the proxy, which a test starts with its own settings; a model and a key are there."""
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        session, watching = [
+            await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+            for _ in range(2)
+        ]
         producer = StreamProducer(stream, "test-fleet")
         await producer.start()
         stack.push_async_callback(producer.stop)
@@ -421,6 +429,7 @@ async def site(stream: StreamSettings, proxy_database_url: str, book: Book) -> A
             book,
             producer,
             session,
+            watching,
             stack,
             await book.key(),
         )

@@ -14,14 +14,11 @@ import urllib.request
 import aiohttp
 import pytest
 import uvloop
-from aiohttp import web
 
 from fleetpulse.local.ports import free_port
 from fleetpulse.local.processes import Child
-from fleetpulse.settings import ProxySettings
 from fleetpulse.stream.usage import UsageRecord
 from proxy.fleet import Address
-from proxy.front import ClientConnection, Front
 from proxy.listen import listen
 from proxy.metrics import DURATION_BOUNDS, FIRST_TOKEN_BOUNDS, PER_TOKEN_BOUNDS
 from proxy.relay.connection import Pool
@@ -271,7 +268,6 @@ async def test_usage_that_is_left_at_the_end_is_sent_at_the_next_start(site, bro
     await site.until(lambda: list(folder.glob("usage-*.jsonl")), "the file")
     broker.start()
     await site.start(usage_dir=folder)
-    # Once more, if the broker took it before its end without saying so.
     assert {(record.completion_tokens, record.record_id[-2:]) for record in await site.usage(1)} == {(8, "-1")}
     assert list(folder.iterdir()) == []
 
@@ -280,34 +276,29 @@ async def test_usage_that_is_left_at_the_end_is_sent_at_the_next_start(site, bro
 def test_no_write_waits_for_an_acknowledgement(new_loop, until) -> None:
     """On neither side of the proxy: a small write that waits for the one before it waits for 40 ms."""
 
-    async def handle(_: web.BaseRequest) -> web.StreamResponse:
-        return web.Response()
-
     async def options() -> list[int]:
         clients = []
 
-        class Watched(ClientConnection):
+        class Quiet(asyncio.Protocol):
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
-                super().connection_made(transport)
-                clients.append(self)
+                clients.append(transport)
 
-        monkeypatch.setattr("proxy.front.ClientConnection", Watched)
-        front = Front(handle, ProxySettings(), lambda: None)
-        listener = await listen(front, "127.0.0.1", 0, shared=False)
+        listener = await listen(Quiet, "127.0.0.1", 0, shared=False)
         pool = Pool(idle_seconds=1, idle_most=1, connect_timeout_seconds=5)
+        engine = await pool.connect(Address("127.0.0.1", listener.port, False, ""))
         try:
-            engine = await pool.connect(Address("127.0.0.1", listener.port, False, ""))
             await until(lambda: clients, "the connection")
             return [
-                connection.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-                for connection in (engine, clients[0])
+                transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                for transport in (engine.transport, clients[0])
             ]
         finally:
             engine.transport.abort()
             listener.close()
-            await front.shutdown(1)
+            for transport in clients:
+                transport.abort()
 
-    with pytest.MonkeyPatch.context() as monkeypatch, asyncio.Runner(loop_factory=new_loop) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         assert all(runner.run(options()))
 
 
