@@ -144,11 +144,20 @@ def test_the_broker_may_run_the_libraries_that_it_unpacks(services: dict[str, An
     assert all("exec" not in given.split(",") for path, given in options.items() if path != "/tmp")
 
 
-def test_the_broker_leaves_no_nameless_volumes(services: dict[str, Any]) -> None:
-    """Those that its image declares: what is mounted nowhere becomes a new empty volume with every start."""
-    kafka = services["kafka"]
-    covered = {each.split(":")[0] for each in kafka["tmpfs"]} | {each.split(":")[1] for each in kafka["volumes"]}
-    assert {"/etc/kafka/secrets", "/var/lib/kafka/data", "/mnt/shared/config"} <= covered
+@pytest.mark.parametrize(
+    ("image", "declared"),
+    [
+        ("apache/kafka", {"/etc/kafka/secrets", "/var/lib/kafka/data", "/mnt/shared/config"}),
+        ("timescale/timescaledb", {"/var/lib/postgresql/data"}),
+    ],
+)
+def test_no_start_leaves_a_nameless_volume_behind(services: dict[str, Any], image: str, declared: set[str]) -> None:
+    """What an image declares a volume and nothing is mounted over becomes a new empty one with every container."""
+    for name, service in services.items():
+        if service["image"].partition(":")[0] == image:
+            covered = {each.split(":")[0] for each in service.get("tmpfs", ())}
+            covered |= {each.split(":")[1] for each in service.get("volumes", ())}
+            assert declared <= covered, name
 
 
 def test_the_brokers_logs_stay_within_their_folder(services: dict[str, Any]) -> None:
