@@ -14,7 +14,7 @@ from collector.metrics import CollectorMetrics
 from collector.staleness import Staleness
 from collector.upkeep import keep_up
 from fleetpulse.database import DatabaseError, Profile, prepare
-from fleetpulse.http import add_health_endpoints, serving
+from fleetpulse.http import add_health_endpoints, require_strict_parser, serving
 from fleetpulse.settings import CollectorSettings, DatabaseSettings, StreamSettings
 from fleetpulse.stream.producer import StreamProducer
 from fleetpulse.tasks import end
@@ -110,8 +110,9 @@ async def run(
 ) -> None:
     """Run until ``stop`` is set. Broker and database may come and go; what is missing is said at ``/readyz``.
 
-    Raises OSError when the port is taken.
+    Raises SettingsError without aiohttp's compiled parser, and OSError when the port is taken.
     """
+    require_strict_parser()
     collector = Collector(settings, stream, database)
     await collector.producer.start()
     try:

@@ -29,7 +29,7 @@ from control.jobs.framework.environment import worker_environment
 from control.metrics import HeartbeatMetrics, StateCollector
 from control.providers import registry as providers
 from fleetpulse.database import retention
-from fleetpulse.http import serving
+from fleetpulse.http import require_strict_parser, serving
 from fleetpulse.settings import ControlSettings, DatabaseSettings, JobSettings, StreamSettings
 from fleetpulse.stream.consumer import StreamReader
 from fleetpulse.stream.fleet_view import FleetRules, FleetView
@@ -52,6 +52,7 @@ async def run(
 
     Raises SettingsError for settings that cannot be used, and OSError when the port is taken.
     """
+    require_strict_parser()
     admission.check(settings)
     worker_environment(jobs, stream)
     retention.check(database_settings)

@@ -7,11 +7,26 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from fleetpulse.settings import SettingsError
+
 Readiness = Callable[[], Mapping[str, str]]
 """What a service still lacks, by part, each with the reason in words; empty when it can do its work."""
+
+
+def require_strict_parser() -> None:
+    """For services that strangers reach, perhaps through another proxy. Raises SettingsError.
+
+    aiohttp's parser in Python takes a bare CR within a chunk's extension. What stands before it and takes that for the
+    end of a line sees other requests than we do: request smuggling.
+    """
+    if HttpRequestParser is HttpRequestParserPy:
+        raise SettingsError(
+            "aiohttp runs without its compiled HTTP parser: unset AIOHTTP_NO_EXTENSIONS, or install aiohttp's wheel"
+        )
 
 
 def add_health_endpoints(application: web.Application, registry: CollectorRegistry, missing: Readiness) -> None:

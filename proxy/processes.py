@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
-
+from fleetpulse.http import require_strict_parser
 from fleetpulse.settings import ProxySettings, SettingsError
 from fleetpulse.telemetry import logger
 
@@ -22,11 +21,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 def check(settings: ProxySettings) -> None:
     """Raises SettingsError for what the proxy cannot serve with."""
-    if HttpRequestParser is HttpRequestParserPy:
-        # It lets through what others take for the end of a line: request smuggling.
-        raise SettingsError(
-            "aiohttp runs without its compiled HTTP parser: unset AIOHTTP_NO_EXTENSIONS, or install aiohttp's wheel"
-        )
+    require_strict_parser()
     if settings.processes > 1 and settings.port == 0:
         raise SettingsError("FLEETPULSE_PROXY_PORT: several processes need one port that they can all name, not 0")
 

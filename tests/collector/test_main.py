@@ -1,6 +1,9 @@
-"""A collector that is cancelled instead of told to stop."""
+"""How a collector starts and ends."""
 
 import asyncio
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -27,3 +30,16 @@ async def test_a_collector_cancelled_while_it_prepares_the_database_leaves_no_ta
     await asyncio.wait({working})
     assert working.cancelled()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("service", ["collector", "control"])
+def test_no_door_is_opened_with_the_parser_that_is_less_strict(service: str) -> None:
+    environment = os.environ | {
+        "AIOHTTP_NO_EXTENSIONS": "1",
+        "FLEETPULSE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing",
+        "FLEETPULSE_KAFKA_BOOTSTRAP": "127.0.0.1:1",
+    }
+    command = [sys.executable, "-m", "fleetpulse", service]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("fleetpulse: aiohttp runs without its compiled HTTP parser")
