@@ -74,16 +74,19 @@ def _seconds(nanoseconds: int) -> str:
     return f"{nanoseconds / NANOSECONDS:.0f} s"
 
 
-def store(connection: psycopg.Connection[Any], records: Sequence[UsageRecord]) -> int:
-    """Write the records that are not there yet, with the marks that they make; returns how many those were.
+def columns(records: Iterable[UsageRecord]) -> list[list[Any]]:
+    """The columns that ``store`` writes, none when there are no records.
 
     Always in the same order, so that two collectors with the same records do not wait for each other in a circle.
     """
-    if not records:
-        return 0
     ordered = sorted(records, key=lambda record: (record.started_unix_nano, record.record_id))
-    columns = [list(column) for column in zip(*map(_row, ordered), strict=True)]
-    row = connection.execute(_STORE, columns).fetchone()
+    return [list(column) for column in zip(*map(_row, ordered), strict=True)]
+
+
+def store(connection: psycopg.Connection[Any], records: Sequence[Sequence[Any]]) -> int:
+    """Write the records, in columns, that are not there yet, with the marks that they make; returns how many those
+    were."""
+    row = connection.execute(_STORE, records).fetchone()
     assert row is not None
     return int(row[0])
 

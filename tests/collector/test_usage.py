@@ -44,7 +44,7 @@ INSERT INTO instances (
 
 def store(url: str, *records: UsageRecord) -> int:
     with psycopg.connect(url, autocommit=True) as connection:
-        return usage_rows.store(connection, records)
+        return usage_rows.store(connection, usage_rows.columns(records))
 
 
 def query(url: str, sql: str) -> list[tuple[Any, ...]]:
