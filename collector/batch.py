@@ -7,13 +7,15 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from collector import scrapes
 from collector.directory import UNKNOWN, Directory, References
 from collector.template import Cells, Decoded, Floats, Integers
 from collector.walk import Histogram, SeriesKey
-from fleetpulse.stream.dictionary import TABLES
+from fleetpulse.stream.dictionary import SYSTEM, TABLES
 from fleetpulse.stream.heartbeat import Heartbeat
 
 FIRST_CAPACITY: Final = 1_024
+_SYSTEM: Final = TABLES.index(SYSTEM)
 
 
 class WideRows:
@@ -25,10 +27,11 @@ class WideRows:
         self._workers: Integers = np.empty(FIRST_CAPACITY, dtype=np.int64)
         self._rows: Integers = np.empty(FIRST_CAPACITY, dtype=np.int64)
         self._values: Floats = np.empty((FIRST_CAPACITY, columns), dtype=np.float64)
+        self._partial: list[npt.NDArray[np.intp]] = []
 
-    def add(self, cells: Cells, decoded: Decoded, worker: int, rows: Integers) -> None:
+    def add(self, cells: Cells, decoded: Decoded, worker: int, rows: Integers, *, is_partial: bool) -> None:
         """Append the rows of a plan's messages; rows beyond the cap (UNKNOWN) come along and are dropped when keys
-        are set."""
+        are set. Partial ones may each be a part of a scrape."""
         messages = len(decoded.messages)
         start, end = self.count, self.count + len(rows) * messages
         while end > len(self._times):
@@ -38,6 +41,18 @@ class WideRows:
         self._rows[start:end].reshape(messages, -1)[:] = rows
         cells.fill(decoded.scalars, self._values[start:end])
         self.count = end
+        if is_partial:
+            self._partial.append(np.arange(start, end))
+
+    def join_scrapes(self) -> None:
+        """Make one row of those that are parts of one."""
+        if not self._partial:
+            return
+        needed = scrapes.join(self.times, self.workers, self.values, np.concatenate(self._partial))
+        self._partial.clear()
+        self.count = int(needed.sum())
+        for column in (self._times, self._workers, self._rows, self._values):
+            column[: self.count] = column[: len(needed)][needed]
 
     def _grow(self) -> None:
         self._times = np.concatenate([self._times, np.empty_like(self._times)])
@@ -109,7 +124,9 @@ class Batch:
         """Append the resources of one plan."""
         plan, messages = decoded.plan, len(decoded.messages)
         for cells, rows in zip(plan.tables, references.rows, strict=True):
-            self.wide[cells.table].add(cells, decoded, references.worker, rows)
+            # Our agents number their messages and send everything at one time.
+            is_partial = cells.table == _SYSTEM and plan.sequence is None
+            self.wide[cells.table].add(cells, decoded, references.worker, rows, is_partial=is_partial)
         if plan.points:
             self.point_times.append(decoded.times.take(plan.point_times, axis=1).reshape(-1))
             self.point_series.append(np.tile(references.series, messages))

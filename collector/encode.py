@@ -72,6 +72,7 @@ def encode(batch: Batch, limits: TimeLimits, heartbeat_limits: TimeLimits) -> En
     directory = batch.directory
     for table, wide in zip(TABLES, batch.wide, strict=True):
         if wide.count:
+            wide.join_scrapes()
             _add_wide(table, wide, directory, limits, encoded, findings)
     if batch.point_times:
         _add_points(batch, limits, encoded, findings)

@@ -1,5 +1,6 @@
 """The dictionary turned round: from a metric name to the columns its data points feed."""
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Feed:
     keep: bool
     required: tuple[Condition, ...]
     excluded: tuple[Condition, ...]
+    unlike: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...]
 
     @property
     def slot(self) -> int:
@@ -32,8 +34,12 @@ class Feed:
 
     def accepts(self, attributes: Mapping[str, str]) -> bool:
         """Whether a point with these attributes feeds the column."""
-        return all(_value(attributes, names) in values for names, values in self.required) and not any(
-            _value(attributes, names) in values for names, values in self.excluded
+        return (
+            all(_value(attributes, names) in values for names, values in self.required)
+            and not any(_value(attributes, names) in values for names, values in self.excluded)
+            and not (
+                self.unlike and any(pattern.fullmatch(_value(attributes, names)) for names, pattern in self.unlike)
+            )
         )
 
 
@@ -55,6 +61,7 @@ def _feed(table: int, column: int, rank: int, source: Source) -> Feed:
         source.keep,
         _conditions(source.where),
         _conditions(source.but_not),
+        tuple((tuple(names.split("|")), re.compile(pattern)) for names, pattern in source.unlike.items()),
     )
 
 

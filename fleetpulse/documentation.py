@@ -180,6 +180,7 @@ def _source(source: Source) -> str:
     conditions = [
         *(f"{_variants(name)} = {_values(values)}" for name, values in source.where.items()),
         *(f"{_variants(name)} ≠ {_values(values)}" for name, values in source.but_not.items()),
+        *(f"{_variants(name)} unlike {_variants(pattern)}" for name, pattern in source.unlike.items()),
     ]
     text = f"`{source.metric}`" + (f" {{{', '.join(conditions)}}}" if conditions else "")
     if source.combine != "only":

@@ -169,10 +169,26 @@ _MODE: Final = "cpu.mode|state"
 _NOT_BUSY: Final = _any("idle", "iowait", "wait")
 _MEMORY_STATE: Final = "system.memory.state|state"
 _FILESYSTEM_STATE: Final = "system.filesystem.state|state"
+# Our agent leaves these out by itself, a stock collector reports them: what is in memory, an image, or another host's.
+_NOT_A_HOSTS_OWN: Final = {
+    "system.filesystem.type|type": _any(
+        "9p", "cifs", "devtmpfs", "iso9660", "nfs", "nfs4", "overlay", "ramfs", "smb3", "squashfs", "tmpfs"
+    )
+}
+# Likewise devices that count again what the ones below them count: partitions, volumes and arrays; loop and RAM disks …
+_REPEATING_DISK: Final = {
+    "system.device|device": r"(loop|ram|zram|dm-|md|sr|fd)\d+|(sd|hd|vd|xvd)[a-z]+\d+|(nvme\d+n|mmcblk|nbd|rbd)\d+p\d+"
+}
+# … and loopback, bridges, bonds and the inner ends of containers' interfaces.
+_REPEATING_INTERFACE: Final = {
+    "network.interface.name|device": (
+        r"lo\d*|(veth|docker|br-|virbr|ifb|cni|flannel|cali|cilium_|lxc|vxlan|tunl|dummy|bond|team).*"
+    )
+}
 
 
-def _direction(metric: str, attribute: str, value: str) -> tuple[Source, ...]:
-    return (Source(metric, {attribute: _any(value)}, combine="sum"),)
+def _direction(metric: str, attribute: str, value: str, repeating: Mapping[str, str]) -> tuple[Source, ...]:
+    return (Source(metric, {attribute: _any(value)}, unlike=repeating, combine="sum"),)
 
 
 SYSTEM: Final = Table(
@@ -229,33 +245,41 @@ SYSTEM: Final = Table(
             (Source("system.paging.usage", {"system.paging.state|state": _any("used")}, combine="sum"),),
             "Swap in use",
         ),
-        _counter("disk_read_bytes_total", "By", _direction("system.disk.io", _DIRECTION_DISK, "read"), "Bytes read"),
         _counter(
-            "disk_written_bytes_total", "By", _direction("system.disk.io", _DIRECTION_DISK, "write"), "Bytes written"
+            "disk_read_bytes_total",
+            "By",
+            _direction("system.disk.io", _DIRECTION_DISK, "read", _REPEATING_DISK),
+            "Bytes read",
+        ),
+        _counter(
+            "disk_written_bytes_total",
+            "By",
+            _direction("system.disk.io", _DIRECTION_DISK, "write", _REPEATING_DISK),
+            "Bytes written",
         ),
         _bytes(
             "filesystem_used_bytes",
-            (Source("system.filesystem.usage", {_FILESYSTEM_STATE: _any("used")}, combine="sum"),),
+            (Source("system.filesystem.usage", {_FILESYSTEM_STATE: _any("used")}, _NOT_A_HOSTS_OWN, combine="sum"),),
             "Space used on the reported file systems",
         ),
         _bytes(
             "filesystem_total_bytes",
             (
-                Source("system.filesystem.limit", combine="sum"),
-                Source("system.filesystem.usage", combine="sum"),
+                Source("system.filesystem.limit", but_not=_NOT_A_HOSTS_OWN, combine="sum"),
+                Source("system.filesystem.usage", but_not=_NOT_A_HOSTS_OWN, combine="sum"),
             ),
             "Size of the reported file systems",
         ),
         _counter(
             "network_received_bytes_total",
             "By",
-            _direction("system.network.io", _DIRECTION_NETWORK, "receive"),
+            _direction("system.network.io", _DIRECTION_NETWORK, "receive", _REPEATING_INTERFACE),
             "Bytes received",
         ),
         _counter(
             "network_sent_bytes_total",
             "By",
-            _direction("system.network.io", _DIRECTION_NETWORK, "transmit"),
+            _direction("system.network.io", _DIRECTION_NETWORK, "transmit", _REPEATING_INTERFACE),
             "Bytes sent",
         ),
         Measure(

@@ -17,14 +17,16 @@ class Source:
     """Data points that feed a column: a metric name and the attribute values they must (or must not) have.
 
     ``where`` maps an attribute to its accepted values; an attribute's spelling variants are separated by ``|``, and
-    the empty string accepts a point that lacks the attribute. ``combine`` says how several points of one row become
-    one value. ``one_minus`` turns an idle share into a busy one. ``keep`` also stores each point as a generic series,
-    because the column leaves out what tells them apart.
+    the empty string accepts a point that lacks the attribute. ``unlike`` maps an attribute to a regular expression
+    that the whole value must not match: a disk's partition, say, whose bytes the disk has counted. ``combine`` says
+    how several points of one row become one value. ``one_minus`` turns an idle share into a busy one. ``keep`` also
+    stores each point as a generic series, because the column leaves out what tells them apart.
     """
 
     metric: str
     where: Mapping[str, frozenset[str]] = field(default_factory=dict)
     but_not: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    unlike: Mapping[str, str] = field(default_factory=dict)
     combine: Combine = "only"
     one_minus: bool = False
     keep: bool = False

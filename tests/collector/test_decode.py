@@ -228,6 +228,27 @@ def test_the_stock_collectors_spelling_feeds_the_same_columns():
     }
 
 
+def test_devices_that_count_again_what_others_count_are_series_and_not_added_up():
+    request = ExportMetricsServiceRequest()
+    scope = otlp.resource(request, {"host.name": "box"}).scope_metrics.add()
+    partitions = ("sda1", "nvme0n1p2", "dm-0", "md127", "loop3", "ram0", "mmcblk0p1", "xvda1")
+    for device in ("sda", "nvme0n1", "mmcblk0", "xvdb", *partitions):
+        otlp.counter(scope, "system.disk.io", 1, NOW, {"device": device, "direction": "read"})
+    inner = ("lo", "veth1a2b", "docker0", "br-12ab", "bond0", "cilium_host")
+    for device in ("eth0", "enp3s0", "wlan0", "ib0", "eno1.100", *inner):
+        otlp.counter(scope, "system.network.io", 1, NOW, {"device": device, "direction": "transmit"})
+    for kind in ("ext4", "xfs", "tmpfs", "squashfs", "overlay", "nfs4"):
+        otlp.gauge(scope, "system.filesystem.usage", 1, NOW, {"state": "used", "type": kind})
+    (found,) = read(request.SerializeToString())
+    assert columns(found)["system_samples", "", "", NOW] == {
+        "disk_read_bytes_total": 4.0,
+        "network_sent_bytes_total": 5.0,
+        "filesystem_used_bytes": 2.0,
+        "filesystem_total_bytes": 2.0,
+    }
+    assert len(points(found)) == len(partitions) + len(inner) + 4
+
+
 def test_idle_shares_of_all_cpus_become_one_busy_share():
     request = ExportMetricsServiceRequest()
     scope = otlp.resource(request, {"host.name": "box"}).scope_metrics.add()
