@@ -9,6 +9,7 @@ from fleetpulse.stream.usage import TokenSource, UsageOutcome, UsageRecord
 from proxy.body import COMPLETIONS
 from proxy.call import Call
 from proxy.limits import Limits
+from proxy.relay.answer import FAILURES
 from proxy.relay.attempts import Attempt
 from proxy.relay.usage import FailedUsage
 from proxy.spool import Spool
@@ -78,6 +79,6 @@ def outcome(attempt: Attempt) -> UsageOutcome:
         return "broken"
     if isinstance(attempt.usage, FailedUsage):
         return "failed"
-    if ended in ("relayed", "held") and status is not None and status < 500:
+    if ended in ("relayed", "held") and status is not None and status not in FAILURES:
         return "completed" if status < 400 else "refused"
     return "failed"

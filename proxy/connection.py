@@ -191,7 +191,5 @@ def _refuse(request: Request, error: Exception) -> None:
     if client.head_sent:
         client.abort()
         return
-    headers = []
-    if error.retry_after_seconds is not None:
-        headers.append((b"Retry-After", b"%d" % errors.retry_after(error.retry_after_seconds)))
+    headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
     client.answer(error.status, b"application/json", errors.body(error, client.correlation_id), headers)

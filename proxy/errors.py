@@ -23,11 +23,17 @@ class ProxyError(Exception):
     """A request that ends without an engine's answer. The message is for the client, without addresses or secrets.
 
     ``code`` is a fixed word, ``param`` the field of the request at fault. ``retry_after_seconds`` is when a further
-    attempt may succeed.
+    attempt may succeed, ``allow`` are the methods that are allowed.
     """
 
     def __init__(
-        self, status: int, code: str, message: str, param: str | None = None, retry_after_seconds: float | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        param: str | None = None,
+        retry_after_seconds: float | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -35,6 +41,17 @@ class ProxyError(Exception):
         self.message = message
         self.param = param
         self.retry_after_seconds = retry_after_seconds
+        self.allow = allow
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of the answer that say more about it."""
+        headers = {}
+        if self.retry_after_seconds is not None:
+            headers["Retry-After"] = str(retry_after(self.retry_after_seconds))
+        if self.allow is not None:
+            headers["Allow"] = self.allow
+        return headers
 
 
 def body(error: ProxyError, correlation_id: str) -> bytes:

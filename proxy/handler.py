@@ -21,6 +21,8 @@ from proxy.resolve import resolve, usable
 from proxy.server import CLOSED, KEPT, ClientConnection, refusal
 
 MODELS: Final = "/v1/models"
+# Load balancers look with HEAD.
+READING: Final = ("GET", "HEAD")
 # Some clients offer HTTP/2 with each request, and are content with an answer in HTTP/1.1 (RFC 9110, section 7.8).
 _OFFER: Final = "h2c"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -37,7 +39,7 @@ class Handler:
     async def handle(self, http: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
         path = http.raw_path.partition("?")[0]
-        answer = self.other(http, path) if http.method == "GET" else None
+        answer = self.other(http, path) if http.method in READING else None
         if answer is not None:
             return answer
         connection = http.protocol
@@ -68,10 +70,10 @@ class Handler:
         if http.headers.get("Upgrade", _OFFER).strip().lower() != _OFFER or method == "CONNECT":
             raise ProxyError(400, "upgrade_refused", "this server does not switch protocols")
         if path in self.pipeline.paths:
-            _allow(method, "POST")
+            _allow(method, ("POST",))
             return await self._engine(http, request)
         if path == MODELS or path.startswith(f"{MODELS}/"):
-            _allow(method, "GET")
+            _allow(method, READING)
             return await self._models(http, request)
         raise ProxyError(404, "unknown_url", "there is no such URL")
 
@@ -105,7 +107,7 @@ class Handler:
             answer = _card(wanted, model.created_unix, model.hugging_face_id.partition("/")[0])
         else:
             answer = {"object": "list", "data": [_card(*one) for one in usable(key, snapshot)]}
-        request.client.answer(200, b"application/json", _encode(answer))
+        request.client.answer(200, b"application/json", _encode(answer), has_body=http.method != "HEAD")
         request.status, request.outcome = 200, "completed"
         return KEPT if request.client.keeps_alive else CLOSED
 
@@ -146,9 +148,9 @@ def _card(name: str, created_unix: int, owner: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": created_unix, "owned_by": owner}
 
 
-def _allow(method: str, only: str) -> None:
-    if method != only:
-        raise ProxyError(405, "method_not_allowed", f"only {only} is allowed here")
+def _allow(method: str, allowed: tuple[str, ...]) -> None:
+    if method not in allowed:
+        raise ProxyError(405, "method_not_allowed", f"only {allowed[0]} is allowed here", allow=", ".join(allowed))
 
 
 def _too_large(most: int) -> ProxyError:

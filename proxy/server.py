@@ -95,9 +95,7 @@ def fault(exc: BaseException | None) -> ProxyError:
 
 def refusal(error: ProxyError, correlation: str) -> web.Response:
     """An error as an answer."""
-    headers = {"X-Request-Id": correlation, "X-Correlation-Id": correlation}
-    if error.retry_after_seconds is not None:
-        headers["Retry-After"] = str(errors.retry_after(error.retry_after_seconds))
+    headers = {"X-Request-Id": correlation, "X-Correlation-Id": correlation, **error.headers}
     return web.Response(
         status=error.status, body=errors.body(error, correlation), content_type="application/json", headers=headers
     )

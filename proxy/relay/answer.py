@@ -7,6 +7,8 @@ import msgspec
 
 HEAD_BYTES: Final = 65_536
 HEADERS: Final = 128
+# Statuses that say that the engine failed; any other, 501 for what it cannot do among them, is about the request.
+FAILURES: Final = frozenset({500, 502, 503, 504})
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _HEADERS: Final = re.compile(rb"(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)*")

@@ -15,6 +15,7 @@ from proxy.call import Call
 from proxy.ejection import EjectionRules
 from proxy.errors import ProxyError
 from proxy.fleet import Fleet, Worker
+from proxy.relay.answer import FAILURES
 from proxy.relay.connection import EngineConnection, Pool
 from proxy.relay.exchange import Ending, Exchange, Timeouts
 from proxy.relay.request import request_bytes
@@ -176,7 +177,7 @@ class Attempts:
         outcome = ending.outcome
         if outcome in ("cancelled", "client_stalled", "silent"):
             return
-        failed = outcome in ("lost", "broken", "timeout", "malformed") or (status is not None and status >= 500)
+        failed = outcome in ("lost", "broken", "timeout", "malformed") or status in FAILURES
         if failed:
             if worker.ejection.failed(now, ending.lost, self._ejection):
                 self._ejected()

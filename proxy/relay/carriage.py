@@ -8,13 +8,14 @@ from typing import Final, TypeAlias
 from proxy.call import Call
 from proxy.errors import ProxyError
 from proxy.fleet import Worker
+from proxy.relay.answer import FAILURES
 from proxy.relay.attempts import Attempt, Attempts
 from proxy.relay.connection import EngineConnection
 from proxy.relay.exchange import Ending, Exchange
 from proxy.select import Choice
 
 # Answers that another worker may not give. 429: this engine's queue is full.
-RETRIED: Final = frozenset({429, 500, 502, 503, 504})
+RETRIED: Final = FAILURES | {429}
 # An engine that closes a kept connection does so on its own timer, and not long after a request: then it has failed.
 _UNHEARD_SECONDS: Final = 0.1
 
@@ -156,10 +157,10 @@ class Carriage:
 
 
 def _answer(call: Call, exchange: Exchange) -> None:
-    """Send on an answer that was held back. Raises ProxyError in place of an engine's 5xx."""
+    """Send on an answer that was held back. Raises ProxyError in place of an engine's failure."""
     head = exchange.head
     assert head is not None
-    if head.status >= 500:
+    if head.status in FAILURES:
         status = head.status if head.status in (503, 504) else 502
         raise ProxyError(
             status,

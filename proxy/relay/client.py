@@ -91,11 +91,17 @@ class Client:
             self.outbox.flush()
 
     def answer(
-        self, status: int, content_type: bytes, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
+        self,
+        status: int,
+        content_type: bytes,
+        body: bytes,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        has_body: bool = True,
     ) -> None:
-        """Send a whole answer."""
+        """Send a whole answer; to a HEAD request without its body."""
         self.head_sent = True
-        self.finish(self.head(status, content_type, len(body), headers) + body)
+        head = self.head(status, content_type, len(body), headers)
+        self.finish(head + body if has_body else head)
 
     def break_off(self, last: bytes = b"") -> None:
         """Close without the end of the body, so that nobody takes it for whole, once what was written has gone out."""

@@ -19,7 +19,7 @@ _USAGE: Final = b'"usage"'
 _ERROR: Final = b'"error"'
 _DONE: Final = b"[DONE]"
 # One of these is the last event of /v1/responses.
-_RESPONSE_ENDS: Final = (b"response.completed", b"response.incomplete", b"response.failed")
+_RESPONSE_ENDS: Final = frozenset({b"response.completed", b"response.incomplete", b"response.failed"})
 
 
 class _Event(msgspec.Struct):
@@ -60,7 +60,7 @@ class Events:
     @property
     def ends_response(self) -> bool:
         """Whether a stream of /v1/responses has come to its end."""
-        return self.done or any(end in self._last for end in _RESPONSE_ENDS)
+        return self.done or _kind(self._last) in _RESPONSE_ENDS
 
     def passes_whole(self, data: bytes) -> bool:
         """Whether these bytes, which end in the line end of a chunk, are whole events that need no look.
@@ -152,6 +152,20 @@ def _last_end(data: bytes | bytearray, start: int) -> int:
         return len(data)
     ends = ((data.rfind(blank, start), len(blank)) for blank in _BLANKS)
     return max((at + length for at, length in ends if at >= 0), default=0)
+
+
+def _kind(events: bytes) -> bytes:
+    """What the last of some events is: its name, or what its data say."""
+    last = next((event for event in reversed(_BLANK_LINE.split(events)) if event.strip()), b"")
+    for line in _LINE_END.split(last):
+        name, _, value = line.partition(b":")
+        if name == b"event":
+            return value.strip()
+    try:
+        kind = _event.decode(_data(last)).type
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return b""
+    return kind.encode() if isinstance(kind, str) else b""
 
 
 def _data(event: bytes) -> bytes:

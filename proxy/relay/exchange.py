@@ -13,7 +13,7 @@ import msgspec
 
 from proxy import errors
 from proxy.errors import ProxyError
-from proxy.relay.answer import HEAD_BYTES, Head, MalformedAnswerError, parse_head
+from proxy.relay.answer import FAILURES, HEAD_BYTES, Head, MalformedAnswerError, parse_head
 from proxy.relay.client import Client
 from proxy.relay.connection import EngineConnection
 from proxy.relay.events import Events
@@ -27,6 +27,7 @@ TAIL_BYTES: Final = 65_536
 # After [DONE] the end of the body is a formality; a connection that does not get there is not kept.
 REST_SECONDS: Final = 1.0
 KEEP_ALIVE: Final = b": keep-alive\n\n"
+_STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 Outcome = Literal["relayed", "held", "lost", "timeout", "malformed", "silent", "broken", "client_stalled", "cancelled"]
 """relayed: the whole answer is with the client. held: it is in ``held``, not yet sent. lost, timeout, malformed,
@@ -54,6 +55,12 @@ class Ending(msgspec.Struct, frozen=True):
     outcome: Outcome
     detail: str = ""
     lost: bool = False
+
+
+def _of_stream(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Headers of a stream's answer: servers in front must neither collect nor keep it (nginx does by itself)."""
+    there = {name for name, _ in headers}
+    return headers + [header for header in _STREAM_HEADERS if header[0] not in there]
 
 
 class Exchange:
@@ -229,7 +236,7 @@ class Exchange:
         if self.first_event_at is None:
             assert self.head is not None
             self.first_event_at = self._touched
-            out = client.head(200, self.head.content_type, None, self.head.headers) + out
+            out = client.head(200, self.head.content_type, None, _of_stream(self.head.headers)) + out
             client.head_sent = True
             if client.is_chunked and isinstance(self._framing, Chunked):
                 self._chunks = self._framing
@@ -243,7 +250,7 @@ class Exchange:
             self._buffer += body
             if len(self._buffer) <= HELD_BYTES:
                 return
-            if head.status >= 500:
+            if head.status in FAILURES:
                 self._end(Ending("held"))
                 return
             body = self.held

@@ -226,7 +226,8 @@ async def test_an_engines_own_error_event_ends_the_stream_as_broken(site, before
 
 
 async def test_a_refusal_by_an_engine_is_the_answer(site) -> None:
-    refusals = (400, 401, 404, 408, 422)
+    """501 too: what this engine cannot do, it can do no better elsewhere, and it is no failure of the worker."""
+    refusals = (400, 401, 404, 408, 422, *(501,) * 6)
     head = b"HTTP/1.1 %d No\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
     await site.start(**TIMEOUTS)
     refusing, well = await site.scripted(*(sends(head % status) for status in refusals)), await site.scripted(WELL)

@@ -214,6 +214,16 @@ async def test_other_urls_and_methods_are_refused(ready) -> None:
         code = "method_not_allowed" if status == 405 else "unknown_url"
         async with ready.session.request(method, f"{ready.url}{path}", headers=ready.headers) as answer:
             ready.refused((answer.status, await answer.json()), status, code)
+            allowed = {"/v1/chat/completions": "POST"}.get(path, "GET, HEAD") if status == 405 else None
+            assert answer.headers.get("Allow") == allowed
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v1/models", "/v1/models/acme/mock-model"])
+async def test_a_look_with_head_has_the_answers_head_alone(ready, path) -> None:
+    """Load balancers do so."""
+    for method in ("HEAD", "GET"):
+        async with ready.session.request(method, f"{ready.url}{path}", headers=ready.headers) as answer:
+            assert (answer.status, bool(await answer.read())) == (200, method == "GET")
 
 
 @pytest.mark.parametrize(

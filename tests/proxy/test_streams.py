@@ -295,6 +295,43 @@ async def test_a_stream_of_responses_needs_no_done(site) -> None:
     assert (record.prompt_tokens, record.completion_tokens, record.outcome) == (5, 6, "completed")
 
 
+@pytest.mark.parametrize(
+    ("last", "ends"),
+    [
+        (b'data: {"type": "response.completed"}\n\n', True),
+        (b'event: response.incomplete\ndata: {"type": "x"}\n\n', True),
+        (b'data: {"type": "response.output_text.delta", "delta": "response.completed"}\n\n', False),
+        (b'event: response.output_text.delta\ndata: {"delta": "event: response.completed"}\n\n', False),
+        (b'data: {"type": "response.completed"}\n\ndata: {"type": "x"}\n\n', False),
+        (b"data: response.completed\n\n", False),
+    ],
+)
+def test_the_end_of_a_response_is_an_event_not_a_word(last, ends) -> None:
+    for before in (b"", b"data: {}\n\n"):
+        events = Events(False, 1_000)
+        events.feed(before + last)
+        assert events.ends_response is ends
+    events = Events(False, 1_000)
+    assert events.passes_whole(b"%x\r\n%b\r\n" % (len(last), last))
+    assert events.ends_response is ends
+
+
+async def test_servers_in_front_are_told_not_to_collect_a_stream(site) -> None:
+    """nginx does by itself, and then all events come at once."""
+
+    async def script(_, writer) -> None:
+        own = HEAD.replace(b"\r\n\r\n", b"\r\nCache-Control: no-store\r\n\r\n")
+        writer.write(own + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+
+    await site.start()
+    await site.worker((await site.scripted(script)).url)
+    await site.routed(1)
+    body = {"model": MODEL, "stream": True}
+    async with site.session.post(f"{site.url}/v1/completions", json=body, headers=site.headers) as answer:
+        assert answer.headers.getall("X-Accel-Buffering") == ["no"]
+        assert answer.headers.getall("Cache-Control") == ["no-store"]
+
+
 @pytest.mark.parametrize("last", [b"", b"data: [DONE]\n\n", b"data: {}\n\nevent: response.failed\ndata: {}\n\n"])
 async def test_a_stream_of_responses_that_ends_too_early_is_told(site, last) -> None:
     sent = b'event: response.output_text.delta\ndata: {"delta": "x"}\n\n' + last
