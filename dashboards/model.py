@@ -17,7 +17,7 @@ _SCHEMA_VERSION: Final = 39
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One query: PromQL with a legend, or SQL whose text column names the series."""
+    """One query: PromQL with a legend, or SQL."""
 
     text: str
     legend: str = ""
@@ -37,7 +37,10 @@ def prom_table(text: str) -> Query:
 
 
 def sql(text: str) -> Query:
-    """Series of the database: a column ``time``, numbers, and a text column that names them."""
+    """Series of the database: a column ``time`` and numbers, or one number and a column ``metric`` that names it.
+
+    A text column of another name would be a label, and the series be called after number and label both.
+    """
     return Query(text.strip(), is_sql=True)
 
 

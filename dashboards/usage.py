@@ -11,7 +11,7 @@ _HOURS: Final = "finops.inference_usage_1h"
 def _by(named: str, value: str, join: str = "") -> Query:
     """By the hour, a series for each name."""
     return sql(
-        f'SELECT $__timeGroup(u.bucket, $__interval) AS "time", {named} AS "series", {value} AS "value"'
+        f'SELECT $__timeGroup(u.bucket, $__interval) AS "time", {named} AS "metric", {value} AS "value"'
         f" FROM {_HOURS} AS u {join} WHERE $__timeFilter(u.bucket) GROUP BY 1, 2 ORDER BY 1"
     )
 

@@ -23,20 +23,24 @@ def _samples(table: str, *values: str) -> Query:
 def _each(table: str, named: str, join: str, value: str) -> Query:
     """A series for each GPU or engine."""
     return sql(
-        f'SELECT $__timeGroup(s.bucket, $__interval) AS "time", {named} AS "series", {value}'
+        f'SELECT $__timeGroup(s.bucket, $__interval) AS "time", {named} AS "metric", {value}'
         f" FROM {table}_1m AS s {join} {_CHOSEN} GROUP BY 1, 2 ORDER BY 1"
     )
 
 
 def _gpu(value: str, name: str) -> Query:
-    label = f"concat('GPU ', coalesce(g.gpu_index::text, g.hw_id), ' {name}')"
+    label = f"concat('GPU ', coalesce(g.gpu_index::text, g.hw_id){_then(name)})"
     return _each("gpu_samples", label, "JOIN gpus AS g ON g.gpu_key = s.gpu_key", value)
 
 
 def _engine(value: str, name: str) -> Query:
     return _each(
-        "engine_samples", f"concat(e.model_id, ' {name}')", "JOIN engines AS e ON e.engine_key = s.engine_key", value
+        "engine_samples", f"concat(e.model_id{_then(name)})", "JOIN engines AS e ON e.engine_key = s.engine_key", value
     )
+
+
+def _then(name: str) -> str:
+    return f", ' {name}'" if name else ""
 
 
 def _mean(measure: str, name: str = "value") -> str:

@@ -129,7 +129,7 @@ async def test_every_panel_returns_data(any_database_url: str) -> None:
             told = expand(query, now - timedelta(hours=2), now + timedelta(minutes=2), profile == "timescale")
             names, found = await rows(connection, told)
             values = [
-                [value for column, value in zip(names, row, strict=True) if column not in ("time", "series")]
+                [value for column, value in zip(names, row, strict=True) if column not in ("time", "metric")]
                 for row in found
             ]
             if not any(value is not None for row in values for value in row):
@@ -137,6 +137,12 @@ async def test_every_panel_returns_data(any_database_url: str) -> None:
             if shape == "time_series":
                 assert names[0] == "time", name
                 assert [row[0] for row in found] == sorted(row[0] for row in found), name
+                texts = {
+                    column for row in found for column, value in zip(names, row, strict=True) if type(value) is str
+                }
+                # Of any other three columns Grafana calls the series by number and text both: "value GPU 0".
+                assert not texts or names == ["time", "metric", "value"], name
+                assert all(row[1] == row[1].strip() for row in found if texts), name
         assert empty == []
         for query in variables():
             assert (await rows(connection, query))[1] == [(WORKER,)]
