@@ -8,7 +8,7 @@ from typing import Any
 
 from control.actions import log_action
 from control.jobs.framework.backoff import pause_seconds
-from control.jobs.framework.calls import call
+from control.jobs.framework.calls import call, start_runtime
 from control.jobs.framework.context import JobContext
 from control.jobs.framework.health import Findings, look
 from control.jobs.framework.item import Instance, Item, Outcome
@@ -46,7 +46,7 @@ async def work(context: JobContext, item: Item) -> Outcome:
         if instance.state == "booting":
             return await _start_runtime(context, item, instance, provider)
         if item.attempts and item.attempts % context.settings.circuit_failures == 0:
-            await _call_start(context, item, instance, provider)
+            await start_runtime(context, item, instance, provider)
         address = await _address(context, item, instance, provider)
     except NoSuchMachineError as error:
         # The watch-dog sees that too, and may conclude from it; here it is a failed check.
@@ -61,17 +61,10 @@ async def work(context: JobContext, item: Item) -> Outcome:
 
 
 async def _start_runtime(context: JobContext, item: Item, instance: Instance, provider: Provider) -> Outcome:
-    await _call_start(context, item, instance, provider)
+    await start_runtime(context, item, instance, provider)
     detail = f"{instance.provider} was told to start agent and engine on machine {instance.machine_id}."
     await _move(context, item, instance, "installing", "runtime_started", detail, {"attempts": item.attempts + 1})
     return Outcome("runtime_started", 0.0)
-
-
-async def _call_start(context: JobContext, item: Item, instance: Instance, provider: Provider) -> None:
-    """Also for an instance that was silent for long: nothing happens where agent and engine run."""
-    request = instance.request(context.environment_of(instance))
-    start = provider.start_runtime(instance.machine(), request)
-    await call(context, item, "start_runtime", instance.provider, start)
 
 
 async def _address(context: JobContext, item: Item, instance: Instance, provider: Provider) -> Address | None:

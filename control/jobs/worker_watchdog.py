@@ -1,4 +1,5 @@
-"""Worker watchdog: a ready worker that falls silent, or whose engine stalls, is dead; one that is heard again is ready.
+"""Worker watchdog: a ready worker that falls silent, or whose engine stalls or is gone, is dead; one that is heard
+again is ready.
 
 It works from the picture of the fleet in memory, several times a second, in every control process; only what it
 concludes goes to the database, where one process wins.
@@ -14,14 +15,18 @@ from typing import Any, Final
 from control.actions import log_action
 from control.database import UnavailableError
 from control.jobs.framework.context import JobContext
+from control.jobs.framework.engines import CONCURRENT_PROBES, Engines
 from control.jobs.framework.probes import ProbeResult
 from control.jobs.framework.roster import Dead, Ready, Roster
 from control.jobs.framework.silence import (
     ASSUMED_INTERVAL_SECONDS,
     Death,
+    death_by_mute_engine,
     death_by_silence,
     death_by_stall,
+    engine_is_away,
     silence_of,
+    stands_still,
 )
 from control.lifecycle import LifecycleError, transition
 from fleetpulse.stream.fleet_view import WorkerView
@@ -40,7 +45,6 @@ PROBE_AGAIN_SECONDS: Final = 0.5
 SLACK_SECONDS: Final = 0.65
 # The schedule is kept in slots of this length: a heap would cost more than the looks.
 SLOT_SECONDS: Final = 0.1
-CONCURRENT_PROBES: Final = 50
 # Heartbeats after its death that prove a worker alive: one alone may have been under way when it died.
 HEARTBEATS_OF_LIFE: Final = 2
 
@@ -67,6 +71,7 @@ class WorkerWatchdog:
         self._schedule: defaultdict[int, list[Ready]] = defaultdict(list)
         self._slot = int(time.monotonic() / SLOT_SECONDS)
         self._suspects: dict[str, _Suspect] = {}
+        self._engines = Engines(context.settings, context.probes)
         self._probes: set[asyncio.Task[ProbeResult]] = set()
         self._refreshed_at = float("-inf")
         self._outage: str | None = None
@@ -85,6 +90,7 @@ class WorkerWatchdog:
                 await asyncio.sleep(self._settings.worker_watchdog_interval_seconds)
         finally:
             await self._end_probes()
+            await self._engines.close()
 
     async def look(self, now: float) -> None:
         """One pass. Raises UnavailableError."""
@@ -96,9 +102,7 @@ class WorkerWatchdog:
                 self._look_at(ready, now)
             if self._context.guard.holding(NAME):
                 self._context.guard.holds(NAME)
-        stalled = self._check_due(now)
-        for ready, worker, death in stalled:
-            evidence = {"engine_stalled_seconds": worker.engine_stalled_seconds, "heartbeat": worker.heartbeat}
+        for ready, death, evidence in self._check_due(now):
             await self._declare(ready, death, evidence, None)
         await self._judge_suspects(now)
         for dead in list(self._roster.dead.values()):
@@ -106,26 +110,35 @@ class WorkerWatchdog:
         self._context.metrics.suspects.set(len(self._suspects))
         self._context.metrics.duration_seconds.labels(NAME).observe(time.monotonic() - started)
 
-    def _check_due(self, now: float) -> list[tuple[Ready, WorkerView, Death]]:
-        """Look at the workers whose next heartbeat should have come; returns those whose engine stalls."""
-        stalled = []
+    def _check_due(self, now: float) -> list[tuple[Ready, Death, Mapping[str, Any]]]:
+        """Look at the workers whose next heartbeat should have come; returns those that are heard without an engine
+        that works, with the evidence."""
+        dead = []
         for ready in self._due(now):
             instance_id = ready.instance_id
             if self._roster.ready.get(instance_id) is not ready:
                 self._suspects.pop(instance_id, None)
+                self._engines.forget(instance_id)
                 continue
             worker = self._view.get(instance_id, now)
             patience = self._patience(ready, worker, now)
             if patience > 0:
                 self._suspects.pop(instance_id, None)
-                death = death_by_stall(self._settings, worker) if worker is not None else None
-                if worker is not None and death is not None:
-                    stalled.append((ready, worker, death))
+                if worker is not None and (found := self._death_of_engine(ready, worker, now)) is not None:
+                    dead.append((ready, *found))
                 self._look_at(ready, now + patience + SLACK_SECONDS)
             else:
                 self._suspects.setdefault(instance_id, _Suspect())
                 self._look_at(ready, now + self._settings.worker_watchdog_interval_seconds)
-        return stalled
+        return dead
+
+    def _death_of_engine(self, ready: Ready, worker: WorkerView, now: float) -> tuple[Death, Mapping[str, Any]] | None:
+        if (death := death_by_stall(self._settings, worker)) is not None:
+            return death, {"engine_stalled_seconds": worker.engine_stalled_seconds, "heartbeat": worker.heartbeat}
+        if (mute := self._engines.look(ready, worker, now)) is None:
+            return None
+        evidence = {"engine_unreachable_seconds": mute.seconds, "heartbeat": worker.heartbeat}
+        return death_by_mute_engine(mute.seconds, mute.probe), {**evidence, "probe": _told(mute.probe)}
 
     def _look_at(self, ready: Ready, moment: float) -> None:
         """Once more at this time, or at the next look."""
@@ -187,7 +200,7 @@ class WorkerWatchdog:
             return
         evidence = silence.told()
         if probe is not None:
-            evidence["probe"] = {"target": probe.target, "detail": probe.detail, "refused": probe.refused}
+            evidence["probe"] = _told(probe)
         await self._declare(ready, death, evidence, "many_suspects" if many else None)
 
     def _others_alive(self, now: float) -> bool:
@@ -233,12 +246,18 @@ class WorkerWatchdog:
             return
         heard = (worker.heartbeat.boot_id, worker.heartbeat.sequence)
         age = worker.heartbeat_age_seconds
-        is_new = age is not None and now - age > dead.since and heard not in dead.heard
-        if is_new and len(dead.heard) < HEARTBEATS_OF_LIFE:
+        engine = worker.heartbeat.engine
+        is_since = age is not None and now - age > dead.since
+        if is_since and heard not in dead.heard and len(dead.heard) < HEARTBEATS_OF_LIFE:
             dead.heard.append(heard)
+        # That one is no step yet.
+        if is_since and dead.step_count is None and engine is not None:
+            dead.step_count = engine.step_count
         if len(dead.heard) < HEARTBEATS_OF_LIFE or worker.heartbeat.status not in ("ready", "degraded"):
             return
-        if death_by_stall(self._settings, worker) is not None or await self._flaps(dead, now):
+        if death_by_stall(self._settings, worker) is not None or stands_still(worker, dead.step_count):
+            return
+        if engine_is_away(dead.engine_url, worker) or await self._flaps(dead, now):
             return
         await self._revive(dead, worker)
 
@@ -287,3 +306,8 @@ class WorkerWatchdog:
         for probe in probes:
             probe.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
+
+
+def _told(probe: ProbeResult) -> dict[str, Any]:
+    """As evidence."""
+    return {"target": probe.target, "detail": probe.detail, "refused": probe.refused}

@@ -120,6 +120,11 @@ class JobSettings(BaseSettings):
     failed_keep_seconds: PositiveSeconds = Field(300.0, description="A failed start is terminated after this long")
     dead_keep_seconds: PositiveSeconds = Field(900.0, description="A dead worker is terminated after this long")
 
+    revival_interval_seconds: PositiveSeconds = Field(
+        10.0, description="A dead worker's runtime is started again, should it be gone, after this long"
+    )
+    revival_most_seconds: PositiveSeconds = Field(120.0, description="Longest pause between such starts")
+
     worker_watchdog_interval_seconds: PositiveSeconds = Field(0.2, description="How often silence is looked for")
     suspicion_intervals: float = Field(
         1.6, ge=1.5, le=100, description="A worker silent for so many of its heartbeat intervals is probed"
@@ -129,6 +134,9 @@ class JobSettings(BaseSettings):
     )
     engine_stall_seconds: PositiveSeconds = Field(
         120.0, description="An engine with work and without a step for this long is stalled, its worker dead"
+    )
+    engine_unreachable_seconds: PositiveSeconds = Field(
+        120.0, description="An engine that answers neither its agent nor control for this long is gone, its worker dead"
     )
     flap_deaths: int = Field(5, ge=2, le=1000, description="A worker that died so often in the flap window flaps")
     flap_window_seconds: PositiveSeconds = Field(600.0, description="The flap window")

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from control.actions import log_action
 from control.jobs.framework.context import JobContext
-from control.jobs.framework.item import Item
-from control.providers.interface import ProviderError
+from control.jobs.framework.item import Instance, Item
+from control.providers.interface import Provider, ProviderError
 
 Answer = TypeVar("Answer")
 Describe = Callable[[Any], Mapping[str, Any]]
@@ -37,6 +37,13 @@ async def call(
     else:
         context.metrics.provider_calls.labels(provider, name, "succeeded").inc()
     return found
+
+
+async def start_runtime(context: JobContext, item: Item, instance: Instance, provider: Provider) -> None:
+    """Also for an instance that was silent for long: nothing happens where agent and engine run. Raises
+    ProviderError."""
+    request = instance.request(context.environment_of(instance))
+    await call(context, item, "start_runtime", instance.provider, provider.start_runtime(instance.machine(), request))
 
 
 async def _record(

@@ -14,7 +14,7 @@ FULL_SECONDS: Final = 60.0
 FORGET_SECONDS: Final = 5.0
 
 _COLUMNS: Final = """
-SELECT instance_id, state, version, agent_url, correlation_id,
+SELECT instance_id, state, version, agent_url, engine_url, correlation_id,
     extract(epoch FROM clock_timestamp() - state_since)::float8
 FROM instances
 """
@@ -32,6 +32,7 @@ class Ready:
     instance_id: str
     version: int
     agent_url: str | None
+    engine_url: str | None
     correlation_id: str | None
     since: float
 
@@ -42,11 +43,14 @@ class Dead:
 
     instance_id: str
     version: int
+    engine_url: str | None
     correlation_id: str | None
     since: float
     quiet_until: float = 0.0
     heard: list[tuple[str, int]] = field(default_factory=list)
     """Boot and sequence of the heartbeats since its death, as far as they were noticed."""
+    step_count: int | None = None
+    """Of its engine, when that was first known since its death."""
 
 
 class Roster:
@@ -83,21 +87,23 @@ class Roster:
     def died(self, ready: Ready, now: float) -> None:
         """It was just declared dead, by whomever; the database tells the rest."""
         self.ready.pop(ready.instance_id, None)
-        self.dead[ready.instance_id] = Dead(ready.instance_id, ready.version, ready.correlation_id, now)
+        self.dead[ready.instance_id] = Dead(
+            ready.instance_id, ready.version, ready.engine_url, ready.correlation_id, now
+        )
 
     def _take(self, rows: Iterable[Row], now: float) -> list[Ready]:
         fresh = []
-        for instance_id, state, version, agent_url, correlation, seconds in rows:
+        for instance_id, state, version, agent_url, engine_url, correlation, seconds in rows:
             known = self.ready.get(instance_id) or self.dead.get(instance_id)
             if known is not None and known.version >= version:
                 continue
             self._drop(instance_id)
             if state == "ready":
-                ready = Ready(instance_id, version, agent_url, correlation, now - seconds)
+                ready = Ready(instance_id, version, agent_url, engine_url, correlation, now - seconds)
                 self.ready[instance_id] = ready
                 fresh.append(ready)
             elif state == "worker_dead":
-                self.dead[instance_id] = Dead(instance_id, version, correlation, now - seconds)
+                self.dead[instance_id] = Dead(instance_id, version, engine_url, correlation, now - seconds)
             elif state in ("terminated", "archived"):
                 self._over[instance_id] = None
         return fresh

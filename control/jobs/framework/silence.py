@@ -71,9 +71,33 @@ def death_by_silence(
     return None
 
 
+def engine_is_away(engine_url: str | None, worker: WorkerView) -> bool:
+    """Whether a live worker's engine gives its agent no usable answer; of a worker that was ready without an engine
+    none is expected."""
+    engine = worker.heartbeat.engine if worker.heartbeat is not None else None
+    return engine_url is not None and engine is not None and engine.state in ("unreachable", "starting")
+
+
+def death_by_mute_engine(seconds: float, probe: ProbeResult) -> Death:
+    """Its agent and control have both asked in vain."""
+    detail = f"Its agent has had no answer of its engine for {seconds:.0f} s, and control has none: {probe.detail}."
+    return Death("engine_unreachable", detail)
+
+
 def death_by_stall(settings: JobSettings, worker: WorkerView) -> Death | None:
     """Whether the engine has work and does nothing."""
     stalled = worker.engine_stalled_seconds
     if stalled is None or stalled <= settings.engine_stall_seconds:
         return None
     return Death("engine_stalled", f"Its engine has had work for {stalled:.0f} s and did not do a step.")
+
+
+def stands_still(worker: WorkerView, step_count: int | None) -> bool:
+    """Whether the engine has work and is not beyond a step that it was seen at before.
+
+    How long it has been so tells nothing: that is counted from when this process, or the agent, was started.
+    """
+    engine = worker.heartbeat.engine if worker.heartbeat is not None else None
+    if engine is None or engine.step_count is None:
+        return False
+    return bool(engine.requests_running or engine.requests_waiting) and engine.step_count == step_count

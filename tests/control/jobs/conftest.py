@@ -63,6 +63,7 @@ QUICK = {
     "draining_interval_seconds": 0.05,
     "watch_dog_interval_seconds": 0.1,
     "recovery_interval_seconds": 0.1,
+    "revival_interval_seconds": 0.1,
     "volumes_interval_seconds": 0.1,
     "agent_versions_interval_seconds": 0.1,
     "records_interval_seconds": 0.1,
@@ -297,13 +298,18 @@ class Fleet:
     def beat(self, instance_id: str, sequence: int = 1, ago: float = 0.0, **fields: Any) -> None:
         """A heartbeat that came so long ago."""
         engine = Engine("ready", step_count=sequence, requests_running=0, requests_waiting=0)
-        given = {"engine": engine, "status": "ready", "boot_id": "b", "agent_version": "1"} | fields
+        given = {
+            "engine": engine,
+            "status": "ready",
+            "boot_id": "b",
+            "agent_version": "1",
+            "interval_seconds": 1.0,
+        } | fields
         heartbeat = Heartbeat(
             worker_id=instance_id,
             instance_id=instance_id,
             sequence=sequence,
             sent_unix_nano=0,
-            interval_seconds=1.0,
             **given,
         )
         self.view.observe(heartbeat, time.monotonic() - ago)

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from control.jobs.framework.engines import Engines
 from control.jobs.framework.guard import Guard
 from control.jobs.framework.probes import ProbeResult
+from control.jobs.framework.roster import Ready
 from control.jobs.framework.silence import Silence, death_by_silence
 from control.jobs.worker_watchdog import WorkerWatchdog
 from fleetpulse.settings import JobSettings
@@ -28,9 +31,10 @@ async def watching(fleet: Any) -> AsyncIterator[WorkerWatchdog]:
             await task
 
 
-async def ready(fleet: Any, instance_id: str, agent_url: str | None) -> None:
+async def ready(fleet: Any, instance_id: str, agent_url: str | None, engine_url: str | None = None) -> None:
     await fleet.make(instance_id, "ready")
-    await fleet.sql.execute("UPDATE instances SET agent_url = %s WHERE instance_id = %s", (agent_url, instance_id))
+    urls = (agent_url, engine_url, instance_id)
+    await fleet.sql.execute("UPDATE instances SET agent_url = %s, engine_url = %s WHERE instance_id = %s", urls)
 
 
 async def passes(fleet: Any, count: int = 10) -> None:
@@ -182,6 +186,115 @@ async def test_a_stalled_engine_is_dead_until_it_works_again(make_fleet: Any, wo
         assert await fleet.state("i-2") == "worker_dead"
         fleet.beat("i-2", 6, engine=busy(8))
         await fleet.until_state("i-2", "ready")
+
+
+async def test_an_engine_that_stalls_since_before_control_was_started_is_not_taken_for_one_that_works(
+    fleet: Any,
+) -> None:
+    """How long it stalls is then counted from the start, or from the agent's."""
+    await fleet.make("i-1", "worker_dead")
+    async with watching(fleet):
+        await passes(fleet)
+        for sequence, boot_id in ((8, "b"), (9, "b"), (10, "b"), (1, "c"), (2, "c"), (3, "c")):
+            fleet.beat("i-1", sequence, boot_id=boot_id, engine=busy(7))
+            await passes(fleet, 3)
+        assert await fleet.state("i-1") == "worker_dead"
+        fleet.beat("i-1", 4, boot_id="c", engine=busy(8))
+        await fleet.until_state("i-1", "ready")
+
+
+@contextlib.asynccontextmanager
+async def beating(fleet: Any, first: int, *instance_ids: str, **fields: Any) -> AsyncIterator[None]:
+    """Many heartbeats a second, until the block ends."""
+
+    async def beat() -> None:
+        for sequence in range(first, first + 10_000):
+            for instance_id in instance_ids:
+                fleet.beat(instance_id, sequence, interval_seconds=0.1, **fields)
+            await asyncio.sleep(0.05)
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+GONE = {"engine": Engine("unreachable"), "status": "degraded"}
+
+
+async def test_a_live_agent_beside_an_engine_that_is_gone_is_a_dead_worker_until_the_engine_is_back(
+    make_fleet: Any, worker: Any, unused_port: int
+) -> None:
+    fleet = await make_fleet(engine_unreachable_seconds=0.5)
+    await ready(fleet, "i-1", worker.url, f"http://127.0.0.1:{unused_port}")
+    async with watching(fleet):
+        async with beating(fleet, 1, "i-1", **GONE):
+            await fleet.until_state("i-1", "worker_dead")
+            await passes(fleet)
+            assert await fleet.state("i-1") == "worker_dead"
+            evidence = await fleet.evidence("i-1")
+            assert evidence["engine_unreachable_seconds"] > 0.5
+            assert evidence["heartbeat"]["engine"]["state"] == "unreachable"
+            assert evidence["probe"] == {
+                "target": f"http://127.0.0.1:{unused_port}/v1/models",
+                "detail": "connection refused",
+                "refused": True,
+            }
+            ((reason, detail),) = await fleet.rows(
+                "SELECT reason, detail FROM instance_transitions WHERE to_state = 'worker_dead'"
+            )
+            assert reason == "engine_unreachable"
+            assert re.fullmatch(
+                r"Its agent has had no answer of its engine for \d+ s, and control has none: connection refused\.",
+                detail,
+            )
+        async with beating(fleet, 20_000, "i-1"):
+            await fleet.until_state("i-1", "ready")
+    assert (await fleet.history("i-1"))[-1][1] == "heard_again"
+
+
+async def test_an_engine_that_answers_control_or_that_nobody_expects_is_left_alone(
+    make_fleet: Any, worker: Any
+) -> None:
+    fleet = await make_fleet(engine_unreachable_seconds=0.1)
+    await ready(fleet, "i-1", worker.url, worker.url)
+    await ready(fleet, "i-2", worker.url)
+    async with watching(fleet), beating(fleet, 1, "i-1", "i-2", **GONE):
+        await fleet.until(lambda: worker.asked.count("/v1/models") >= 2, "questions to the engine")
+        assert [await fleet.state(name) for name in ("i-1", "i-2")] == ["ready", "ready"]
+
+
+async def test_no_engine_is_declared_gone_while_the_stream_proves_nothing(
+    make_fleet: Any, worker: Any, unused_port: int
+) -> None:
+    fleet = await make_fleet(engine_unreachable_seconds=0.1)
+    fleet.view.leave()
+    fleet.view.join(time.monotonic())
+    await ready(fleet, "i-1", worker.url, f"http://127.0.0.1:{unused_port}")
+    async with watching(fleet), beating(fleet, 1, "i-1", **GONE):
+        held = {"job": "worker_watchdog", "reason": "just_joined"}
+        await fleet.until(lambda: fleet.metric("jobs_holding_still", **held) == 1, "standing still")
+        assert await fleet.state("i-1") == "ready"
+        fleet.view.leave()
+        fleet.view.join(time.monotonic() - 1000.0)
+        await fleet.until_state("i-1", "worker_dead")
+
+
+async def test_an_engine_that_answers_its_agent_now_and_then_is_not_even_asked(fleet: Any, worker: Any) -> None:
+    """One that is busy misses questions."""
+    engines = Engines(JobSettings(), fleet.context.probes)
+    one = Ready("i-1", 1, worker.url, worker.url, None, 0.0)
+    for minute in range(5):
+        fleet.beat("i-1", 2 * minute + 1, **GONE)
+        seen = fleet.view.get("i-1", time.monotonic())
+        assert [engines.look(one, seen, 200.0 * minute + after) for after in (0, 60, 120)] == [None] * 3
+        fleet.beat("i-1", 2 * minute + 2)
+        assert engines.look(one, fleet.view.get("i-1", time.monotonic()), 200.0 * minute + 130) is None
+    await engines.close()
+    assert worker.asked == []
 
 
 async def test_a_worker_that_dies_again_and_again_stays_dead_for_a_while(make_fleet: Any) -> None:
