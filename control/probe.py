@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import socket
 from types import TracebackType
 from typing import Final, Self
 
@@ -50,15 +52,28 @@ class Probe:
             raise UnavailableError(f"the connection failed ({type(error).__name__})") from error
         finally:
             if not question.done():
-                # Closed first: psycopg would else try to cancel the query at the server for ten seconds.
-                await self._disconnect()
-                with contextlib.suppress(psycopg.Error, DatabaseError):
-                    await end(question)
+                await self._give_up(question)
 
     async def _ask(self) -> None:
         if self._connection is None or self._connection.closed:
             self._connection = await connect(self._settings, "fleetpulse-control-probe")
         await self._connection.execute("SELECT 1")
+
+    async def _give_up(self, question: "asyncio.Task[None]") -> None:
+        """Let a question end that has no answer.
+
+        Cancelled, psycopg would try for ten seconds to cancel the query at the server; at the end of its connection it
+        gives up. Only it may close the socket: libuv aborts a process that it should wait for a closed one.
+        """
+        connection = self._connection
+        with contextlib.suppress(psycopg.Error, DatabaseError):
+            if connection is None or connection.closed:
+                await end(question)
+            else:
+                with socket.socket(fileno=os.dup(connection.fileno())) as same, contextlib.suppress(OSError):
+                    same.shutdown(socket.SHUT_RDWR)
+                await question
+        await self._disconnect()
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
