@@ -255,11 +255,20 @@ def test_helm_finds_no_fault_and_renders_what_is_kept(
     assert pods["fleetpulse-agent"]["nodeSelector"] == {"pool": "gpu"}
 
 
-def test_numbers_of_a_file_of_values_are_not_written_as_go_writes_floating_ones(chart: Path) -> None:
-    """Helm's lane sees it happen; this holds where there is no Helm."""
+def test_values_are_written_in_full_and_those_taken_away_not_at_all(chart: Path) -> None:
+    """Helm's lane sees what becomes of them; this holds where there is no Helm."""
     templates = "".join(path.read_text() for path in (chart / "templates").iterdir())
     assert "toString" not in templates
-    assert templates.count('{{ $name }}: {{ include "fleetpulse.value" $value }}') == 2
+    assert templates.count("range $name, $value") == 1
+    assert templates.count('include "fleetpulse.texts"') == 5
+
+
+def test_a_value_of_the_charts_own_that_was_taken_away_stays_so(
+    accepts: Callable[[object], bool], values: dict[str, Any]
+) -> None:
+    """`helm upgrade --reuse-values` holds the null itself to the schema."""
+    assert accepts(values | {"settings": {"FLEETPULSE_LOG_LEVEL": None}})
+    assert accepts(values | {"agent": values["agent"] | {"nodeSelector": {"nvidia.com/gpu.present": None}}})
 
 
 def rendered(render: ModuleType, chart: Path, *more: str) -> str:

@@ -35,20 +35,21 @@ FLEETPULSE_KAFKA_SASL_MECHANISM: {{ .Values.kafka.saslMechanism | quote }}
 {{- if .Values.kafka.caConfigMap }}
 FLEETPULSE_KAFKA_SSL_CA_FILE: /etc/fleetpulse/kafka/ca.crt
 {{- end }}
-{{- range $name, $value := .Values.settings }}
-{{ $name }}: {{ include "fleetpulse.value" $value }}
-{{- end }}
+{{- include "fleetpulse.texts" .Values.settings }}
 {{- end }}
 
 {{- define "fleetpulse.settings" -}}
-{{- range $name, $value := (index .root.Values .service).settings }}
-{{ $name }}: {{ include "fleetpulse.value" $value }}
-{{- end }}
+{{- include "fleetpulse.texts" (index .root.Values .service).settings }}
 {{- end }}
 
-{{/* A number in a file of values is a floating one: as text it would be 3.3554432e+07, which no setting takes. */}}
-{{- define "fleetpulse.value" -}}
-{{ kindIs "string" . | ternary . (toJson .) | quote }}
+{{/* Of a map of values: null takes away one of the chart's own (helm upgrade --reuse-values leaves it there). A number in a
+     file of values is a floating one: as text it would be 3.3554432e+07, which no setting takes. */}}
+{{- define "fleetpulse.texts" -}}
+{{- range $name, $value := . }}
+{{- if not (kindIs "invalid" $value) }}
+{{ $name }}: {{ kindIs "string" $value | ternary $value (toJson $value) | quote }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* Settings of all, of the service, then the Secrets: what a later one names counts. */}}
