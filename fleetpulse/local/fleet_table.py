@@ -1,6 +1,6 @@
 """The fleet on a screen: control's ``/workers`` as a table, or as one line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
@@ -11,6 +11,8 @@ from fleetpulse.local.state_file import STATE_FILE
 
 _STATE_STYLES: Final = {"alive": "green", "stale": "red", "never_seen": "yellow"}
 _NOTHING: Final = "-"
+# A line that nobody can read tells nothing.
+_MOST_IN_LINE: Final = 8
 
 
 def url_table(urls: Mapping[str, str], data_dir: str) -> Table:
@@ -55,15 +57,39 @@ def fleet_table(answer: Mapping[str, Any]) -> RenderableType:
 
 
 def fleet_line(answer: Mapping[str, Any]) -> str:
-    """The fleet for a log: how many are in which state, and each worker's load."""
-    loads = []
-    for worker in answer["workers"]:
-        load = worker["load"] or {}
-        told = [f"cpu {_percent(load.get('cpu_utilization_ratio'))}"]
-        if load.get("gpu_count"):
-            told.append(f"{load['gpu_count']} GPUs {_percent(load.get('gpu_utilization_ratio'))}")
-        loads.append(f"{worker['worker_id']} {worker['state']} {' '.join(told)}")
-    return " · ".join([f"fleet: {_summary(answer)}", *loads, *_warnings(answer)])
+    """The fleet for a log: how many are in which state, and the load of the first few, beginning with those in trouble."""
+    workers = sorted(answer["workers"], key=lambda one: not _trouble(one))
+    told, others = workers[:_MOST_IN_LINE], workers[_MOST_IN_LINE:]
+    return " · ".join([f"fleet: {_summary(answer)}", *map(_load, told), *_more(others), *_warnings(answer)])
+
+
+def _load(worker: Mapping[str, Any]) -> str:
+    load = worker["load"] or {}
+    told = [f"{worker['worker_id']} {worker['state']}{_trouble_of_live(worker)}"]
+    told.append(f"cpu {_percent(load.get('cpu_utilization_ratio'))}")
+    if load.get("gpu_count"):
+        told.append(f"{load['gpu_count']} GPUs {_percent(load.get('gpu_utilization_ratio'))}")
+    return " ".join(told)
+
+
+def _trouble(worker: Mapping[str, Any]) -> bool:
+    return worker["state"] != "alive" or bool(_trouble_of_live(worker))
+
+
+def _trouble_of_live(worker: Mapping[str, Any]) -> str:
+    """For after its state, empty where there is none."""
+    if worker["state"] != "alive":
+        return ""
+    degraded = " degraded" if worker["status"] == "degraded" else ""
+    engine = worker["engine"] or {}
+    return f"{degraded}, engine unreachable" if engine.get("state") == "unreachable" else degraded
+
+
+def _more(others: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not others:
+        return []
+    troubled = sum(map(_trouble, others))
+    return [f"{len(others):,} more" + (f", {troubled:,} of them in trouble" if troubled else "")]
 
 
 def _summary(answer: Mapping[str, Any]) -> str:
