@@ -7,6 +7,7 @@ from typing import Final
 
 from control.providers.interface import MachineRequest, ProviderError
 from fleetpulse.settings import AgentSettings
+from fleetpulse.settings.fields import EngineKind
 
 AGENT_PORT: Final = int(AgentSettings.model_fields["port"].default)
 AGENT_UNIT: Final = "fleetpulse-agent.service"
@@ -15,15 +16,19 @@ _NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 _CONTROL_CHARACTER: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def agent_environment(request: MachineRequest, agent_port: int, engine_port: int | None) -> dict[str, str]:
-    """The agent's settings for a machine of its own: what control gave wins, but for the ports, which are the
-    machine's."""
-    engine = {"FLEETPULSE_AGENT_ENGINE": "vllm"} if engine_port is not None else {}
-    ports = {"FLEETPULSE_AGENT_PORT": str(agent_port)}
+def agent_environment(
+    request: MachineRequest, agent_port: int, engine_port: int | None, engine: EngineKind | None
+) -> dict[str, str]:
+    """The agent's settings for a machine of its own: what control gave wins, but for the ports and the engine's kind
+    where it is known, which are the machine's."""
+    usual = {"FLEETPULSE_AGENT_ENGINE": "vllm"} if engine_port is not None else {}
+    own = {"FLEETPULSE_AGENT_PORT": str(agent_port)}
     if engine_port is not None:
-        ports["FLEETPULSE_AGENT_ENGINE_URL"] = f"http://127.0.0.1:{engine_port}"
+        own["FLEETPULSE_AGENT_ENGINE_URL"] = f"http://127.0.0.1:{engine_port}"
+        if engine is not None:
+            own["FLEETPULSE_AGENT_ENGINE"] = engine
     defaults = {"FLEETPULSE_AGENT_HOST": "0.0.0.0", "FLEETPULSE_AGENT_INSTANCE_ID": request.instance_id}  # noqa: S104
-    return {**defaults, **engine, **request.worker_environment, **ports}
+    return {**defaults, **usual, **request.worker_environment, **own}
 
 
 def environment_file(environment: Mapping[str, str]) -> str:

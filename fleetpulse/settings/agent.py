@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from fleetpulse.settings.fields import BearerKey, Port, PositiveSeconds
+from fleetpulse.settings.fields import BearerKey, EngineKind, Port, PositiveSeconds
 
 
 class AgentSettings(BaseSettings):
@@ -56,9 +56,7 @@ class AgentSettings(BaseSettings):
         description="Load curve of simulated GPUs",
         validation_alias=AliasChoices("WORKER_SIMULATE_GPU_LOAD", "FLEETPULSE_AGENT_SIMULATE_GPU_LOAD"),
     )
-    engine: Literal["none", "vllm", "sglang", "tgi", "llamacpp"] = Field(
-        "none", description="Kind of the inference engine beside the agent"
-    )
+    engine: Literal["none", EngineKind] = Field("none", description="Kind of the inference engine beside the agent")
     engine_url: str = Field("http://127.0.0.1:8000", description="Base URL of the engine")
     engine_api_key: BearerKey | None = Field(None, description="Key that the engine asks for, as vLLM's --api-key")
     engine_timeout_seconds: PositiveSeconds = Field(0.8, description="Longest wait for the engine's answer")

@@ -1,12 +1,13 @@
 """Kinds of values that several groups have."""
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400 * 3650)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
+EngineKind = Literal["vllm", "sglang", "tgi", "llamacpp"]
 
 _BEARER: Final = re.compile(r"[!-~]{1,4096}")
 

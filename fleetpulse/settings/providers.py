@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from fleetpulse.settings.fields import PositiveSeconds, split
+from fleetpulse.settings.fields import EngineKind, PositiveSeconds, split
 
 
 class MockProviderSettings(BaseSettings):
@@ -43,6 +43,9 @@ class ScalewaySettings(BaseSettings):
     agent_package: str = Field("fleetpulse[agent]", description="What pip installs on a machine")
     engine_command: str = Field(
         _ENGINE_COMMAND, description="Starts the engine on a machine, {model} being the model's name; empty is none"
+    )
+    engine: EngineKind | None = Field(
+        None, description="Kind of that engine, for the agent; vllm when unset, unless the workers' environment has one"
     )
     engine_port: Annotated[int, Field(ge=1, le=65_535)] = Field(8000, description="Port of the engine on a machine")
 

@@ -24,7 +24,7 @@ _BOOT: Final = "multi-user.target"
 def cloud_init(request: MachineRequest, settings: ScalewaySettings) -> str:
     """A #cloud-config document; JSON is YAML. Raises ProviderError."""
     engine = engine_arguments(settings.engine_command, request.model)
-    environment = agent_environment(request, AGENT_PORT, settings.engine_port if engine else None)
+    environment = agent_environment(request, AGENT_PORT, settings.engine_port if engine else None, settings.engine)
     agent = unit("fleetpulse agent", [f"{_FOLDER}/bin/fleetpulse", "agent"], _SETTINGS, _BOOT)
     files = [
         _file(_SETTINGS, environment_file(environment), "0600"),

@@ -11,6 +11,7 @@ import msgspec
 
 from control.providers.installation import AGENT_PORT
 from fleetpulse.settings import SettingsError
+from fleetpulse.settings.fields import EngineKind
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -38,6 +39,8 @@ class StaticMachine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of an agent that is installed already; nothing is installed then."""
     agent_port: Port = AGENT_PORT
     engine_port: Port | None = None
+    engine: EngineKind | None = None
+    """vllm when unset, unless the environment of all workers names another."""
     engine_command: str = ""
     """Starts the engine, {model} being the model's name; empty where it runs by itself."""
     gpu_model: str | None = None
@@ -70,6 +73,8 @@ def read(path: Path) -> tuple[StaticMachine, ...]:
     twice = [name for name, count in Counter(machine.name for machine in machines).items() if count > 1]
     if below := [each.name for each in machines if each.price_per_hour is not None and each.price_per_hour < 0]:
         raise SettingsError(f"{_SETTING}: {path}: the price of {below[0]} is below 0")
+    if portless := [each.name for each in machines if each.engine is not None and each.engine_port is None]:
+        raise SettingsError(f"{_SETTING}: {path}: the engine of {portless[0]} has no engine_port")
     if twice:
         raise SettingsError(f"{_SETTING}: {path}: the name {twice[0]} is given twice")
     return tuple(machines)

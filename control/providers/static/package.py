@@ -38,7 +38,7 @@ class Package:
 
 def package(machine: StaticMachine, request: MachineRequest, settings: StaticSettings) -> Package:
     """Raises ProviderError for a setting that cannot be written, and a wheel that is not there."""
-    environment = agent_environment(request, machine.agent_port, machine.engine_port)
+    environment = agent_environment(request, machine.agent_port, machine.engine_port, machine.engine)
     environment.setdefault("FLEETPULSE_AGENT_STATE_DIR", "state")
     agent = machine.agent_command or ("venv/bin/fleetpulse", "agent")
     start_agent = f"{_RUN}set -a\n. ./agent.env\nset +a\nexec {shlex.join(agent)}\n"

@@ -80,6 +80,15 @@ async def test_the_first_start_installs_the_agent_with_its_settings_out_of_other
     assert all(isinstance(command, list) for command in document["runcmd"])
 
 
+async def test_the_agent_is_told_the_kind_of_engine_that_the_command_starts(fake: FakeScaleway) -> None:
+    async with ScalewayProvider(settings(fake.url, engine="sglang")) as provider:
+        machine = await provider.create(wanted())
+        await provider.start_runtime(machine, wanted())
+    document = json.loads(fake.user_data[machine.machine_id].partition("\n")[2])
+    (secret,) = [each for each in document["write_files"] if each["path"] == "/etc/fleetpulse/agent.env"]
+    assert 'FLEETPULSE_AGENT_ENGINE="sglang"' in base64.b64decode(secret["content"]).decode().splitlines()
+
+
 async def test_a_setting_that_would_add_a_line_to_a_file_is_refused(scaleway: ScalewayProvider) -> None:
     request = wanted(worker_environment={"FLEETPULSE_AGENT_WORKER_ID": "a\nLD_PRELOAD=evil"})
     machine = await scaleway.create(request)

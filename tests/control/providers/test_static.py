@@ -12,9 +12,11 @@ from typing import Any
 
 import aiohttp
 import asyncssh
+import msgspec
 import psutil
 import pytest
 
+from agent.engines.registry import ADAPTERS
 from control.providers.interface import Machine, MachineRequest, NoSuchMachineError, ProviderError
 from control.providers.static.machines import StaticMachine, read
 from control.providers.static.provider import StaticProvider
@@ -110,6 +112,28 @@ async def test_agent_and_engine_run_after_the_connection_and_end_when_the_machin
 def alive(pid: int) -> bool:
     """Whether a process runs: without an init that collects them, ended ones stay listed."""
     return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("engine", "of_all_workers", "expected"),
+    [
+        (None, None, "vllm"),
+        (None, "sglang", "sglang"),
+        ("llamacpp", None, "llamacpp"),
+        ("llamacpp", "sglang", "llamacpp"),
+    ],
+)
+async def test_the_agent_is_told_its_machines_kind_of_engine(
+    ssh_server: Any, engine: str | None, of_all_workers: str | None, expected: str
+) -> None:
+    given = {} if of_all_workers is None else {"FLEETPULSE_AGENT_ENGINE": of_all_workers}
+    request = wanted(worker_environment={**wanted().worker_environment, **given})
+    async with provider(listed(ssh_server, engine=engine, engine_command="", agent_command=("true",))) as static:
+        machine = await static.create(request)
+        await static.start_runtime(machine, request)
+        settings = (ssh_server.home / "fleetpulse-box-1" / "agent.env").read_text().splitlines()
+        await static.delete(machine)
+    assert f'FLEETPULSE_AGENT_ENGINE="{expected}"' in settings
 
 
 async def test_a_runtime_that_runs_is_left_alone_until_its_settings_change(
@@ -302,6 +326,12 @@ def test_with_systemd_the_runtime_is_a_service(account: str, tmp_path: Path) -> 
             "[[machines]]\nname='x'\nhost='h'\nuser='u'\ninstance_type='t'\nprice_per_hour=-1",
             "price of x is below 0",
         ),
+        ("a.toml", "[[machines]]\nname='x'\nhost='h'\nuser='u'\ninstance_type='t'\nengine='vlm'\n", "enum value 'vlm'"),
+        (
+            "a.toml",
+            "[[machines]]\nname='x'\nhost='h'\nuser='u'\ninstance_type='t'\nengine='tgi'\n",
+            "the engine of x has no engine_port",
+        ),
         ("a.toml", "[[machines]]\nname='../x'\nhost='h'\nuser='u'\ninstance_type='t'\n", "name"),
     ],
 )
@@ -312,6 +342,12 @@ def test_a_wrong_list_of_machines_is_told_in_one_line(name: str, text: str, why:
         read(path)
     assert str(caught.value).startswith(f"FLEETPULSE_STATIC_MACHINES_FILE: {path}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", list(ADAPTERS))
+def test_a_machine_may_have_every_engine_that_the_agent_knows(engine: str) -> None:
+    given = {"name": "x", "host": "h", "user": "u", "instance_type": "t", "engine_port": 8000, "engine": engine}
+    assert msgspec.convert(given, StaticMachine).engine == engine
 
 
 def test_a_list_of_machines_that_is_not_there_is_named(tmp_path: Path) -> None:
