@@ -57,7 +57,7 @@ def fleet_table(answer: Mapping[str, Any]) -> RenderableType:
 
 
 def fleet_line(answer: Mapping[str, Any]) -> str:
-    """The fleet for a log: how many are in which state, and the load of the first few, beginning with those in trouble."""
+    """The fleet for a log: how many are in which state, and the load of the first few, those in trouble first."""
     workers = sorted(answer["workers"], key=lambda one: not _trouble(one))
     told, others = workers[:_MOST_IN_LINE], workers[_MOST_IN_LINE:]
     return " · ".join([f"fleet: {_summary(answer)}", *map(_load, told), *_more(others), *_warnings(answer)])
