@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -159,6 +160,27 @@ async def test_a_runtime_that_runs_is_left_alone_until_its_settings_change(
     await box.stop_runtime(machine)
     (stopped,) = await box.inventory()
     assert (stopped.status, stopped.instance_id) == ("stopped", "i-1")
+
+
+async def test_an_engine_that_died_beside_its_agent_is_started_again(
+    box: StaticProvider, ssh_server: Any, until: Until
+) -> None:
+    machine = await box.create(wanted())
+    for _ in range(2):
+        await box.start_runtime(machine, wanted())
+
+        async def running() -> bool:
+            return [each.status for each in await box.inventory()] == ["running"]
+
+        assert await until(running)
+        agent, engine = pids(ssh_server)
+        os.killpg(engine, signal.SIGKILL)
+
+        async def stopped() -> bool:
+            return [each.status for each in await box.inventory()] == ["stopped"]
+
+        assert await until(stopped)
+        assert alive(agent)
 
 
 async def test_two_who_claim_at_once_get_different_machines(ssh_server: Any) -> None:
