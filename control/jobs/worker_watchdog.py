@@ -287,7 +287,7 @@ class WorkerWatchdog:
                     dead.instance_id,
                     "ready",
                     reason="heard_again",
-                    detail=f"It was heard again after {time.monotonic() - dead.since:.1f} s.",
+                    detail=f"Its heartbeats prove it alive, {time.monotonic() - dead.since:.1f} s after its death.",
                     evidence={"heartbeat": worker.heartbeat, "heartbeats": len(dead.heard)},
                     actor=ACTOR,
                     from_states={"worker_dead"},
