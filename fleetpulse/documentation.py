@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 from pydantic import AliasChoices, SecretStr
 from pydantic.fields import FieldInfo
@@ -96,6 +96,8 @@ def _other_names(field: FieldInfo) -> str:
 def _value(name: str, field: FieldInfo) -> str:
     """What may be given: choices, or a kind of value with its unit and bounds."""
     kind = _without_none(field.annotation)
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
     if get_origin(kind) is tuple:

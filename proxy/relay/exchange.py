@@ -57,6 +57,10 @@ class Ending(msgspec.Struct, frozen=True):
     lost: bool = False
 
 
+def _tell_nobody(_: Ending) -> None:
+    """What an exchange has to tell after its end."""
+
+
 def _of_stream(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Headers of a stream's answer: servers in front must neither collect nor keep it (nginx does by itself)."""
     there = {name for name, _ in headers}
@@ -326,7 +330,9 @@ class Exchange:
         else:
             self._rest = True
             self._timer = self._loop.call_later(REST_SECONDS, connection.transport.abort)
-        self._told(ending)
+        # Who is told holds this exchange: both would wait for the garbage collector, and the prompt with them.
+        told, self._told = self._told, _tell_nobody
+        told(ending)
 
     def _feed_rest(self, data: bytes) -> None:
         """Formalities after [DONE]."""

@@ -1,11 +1,15 @@
 """Plain requests are read without aiohttp, all others by aiohttp, on whichever connection they come."""
 
 import asyncio
+import gc
 import json
 
 import pytest
 
+from proxy.call import Call
 from proxy.plain import read_plain
+from proxy.relay.carriage import Carriage
+from proxy.relay.exchange import Exchange
 
 MODEL = "acme/mock-model"
 BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}).encode()
@@ -207,6 +211,26 @@ async def test_a_connection_that_is_not_used_is_closed(plain, talk) -> None:
 async def test_a_connection_that_was_never_used_is_closed(plain, talk) -> None:
     async with asyncio.timeout(20):
         assert await talk.reader.read() == b""
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("url", ["/v1/chat/completions", "/v1/chat/completions?by=aiohttp"])
+async def test_a_request_that_is_over_waits_for_no_garbage_collector(plain, url, is_stream) -> None:
+    """It would keep prompts in memory for as long as there is little to do."""
+
+    def left() -> list[object]:
+        return [each for each in gc.get_objects() if isinstance(each, Call | Carriage | Exchange)]
+
+    body = json.loads(BODY) | {"stream": is_stream}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            async with plain.session.post(f"{plain.url}{url}", json=body, headers=plain.headers) as answer:
+                assert (answer.status, b"usage" in await answer.read()) == (200, not is_stream)
+        await plain.until(lambda: not left(), "the end of all that belongs to a request")
+    finally:
+        gc.enable()
 
 
 async def test_an_unknown_key_is_refused_in_the_same_words(plain, talk) -> None:
