@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from agent import gpu_reading, instruments
@@ -91,7 +92,12 @@ class SimulatedFleet:
     def heartbeat(self, agent: int) -> bytes:
         """An agent's next heartbeat."""
         frame = self._frames[self._moment(agent)]
-        return heartbeat.encode(self._makers[agent].make("ready", frame.engine, frame.load))
+        made = self._makers[agent].make("ready", frame.engine, frame.load)
+        # However seldom it sends samples: an engine with work whose steps stand still is told as stalled.
+        steps = int(_GROWTH_PER_SECOND["{step}"] * (time.monotonic() - self._began))
+        assert made.engine is not None
+        engine = msgspec.structs.replace(made.engine, step_count=steps)
+        return heartbeat.encode(msgspec.structs.replace(made, engine=engine))
 
     def _moment(self, agent: int) -> int:
         return (agent * 7 + self._exported[agent]) % _FRAMES
@@ -127,8 +133,6 @@ def _engine(place: int) -> EngineSnapshot:
     """A vLLM engine whose queue comes and goes."""
     values: dict[str, float] = dict.fromkeys(instruments.ENGINE_BY_COLUMN, 0.0)
     values |= {
-        # Moves on with every sample: an engine with work whose steps stand still is told as stalled.
-        "steps_total": float(place),
         "requests_running": float(place % 16),
         "requests_waiting": float(max(0, place % 16 - 12)),
         "kv_cache_usage_ratio": (place % 16) / 20,
