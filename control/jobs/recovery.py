@@ -3,6 +3,7 @@
 How long is too long is learned from earlier instances of the same type, within the limits of the settings.
 """
 
+import time
 from typing import Final
 
 from control.actions import log_action
@@ -11,6 +12,7 @@ from control.jobs.framework.context import JobContext
 from control.jobs.framework.durations import Durations
 from control.jobs.framework.item import Item, Outcome
 from control.jobs.framework.job import Job
+from control.jobs.framework.silence import engine_is_away
 from control.lifecycle import transition
 from fleetpulse.settings import JobSettings
 from fleetpulse.stream.lifecycle import InstanceState
@@ -30,7 +32,7 @@ MANY_ATTEMPTS: Final = 8
 MOST: Final = 100
 
 _WAITING: Final = """
-SELECT instance_id, state, provider, instance_type, extract(epoch FROM now() - state_since)::float8
+SELECT instance_id, state, provider, instance_type, extract(epoch FROM now() - state_since)::float8, engine_url
 FROM instances
 WHERE state = ANY(%(states)s) AND state NOT IN ('ready', 'terminated', 'archived')
     AND state_since < now() - %(floor)s * interval '1 second'
@@ -79,6 +81,8 @@ class Recovery:
         parameters = {"states": list(self._limits), "floor": min(self._floor_seconds, *self._limits.values())}
         for row in await context.database.rows(_WAITING, parameters):
             limit = self.limit(row[1], row[2], row[3])
+            if row[1] == "worker_dead" and _may_be_loading(context, row[0], row[5]):
+                limit = max(limit, self._limits["starting"])
             if row[4] > limit:
                 found.append((row, limit))
         self._measure(context, found)
@@ -98,7 +102,7 @@ class Recovery:
             context.metrics.stuck.labels(state).set(sum(row[1] == state for row, _ in found))
 
     async def _recover(self, context: JobContext, item: Item, row: Row, limit: float, held: bool) -> None:
-        instance_id, state, _, _, seconds = row
+        instance_id, state, _, _, seconds, _ = row
         to_state = NEXT.get(state)
         if to_state is not None and held:
             return
@@ -128,3 +132,9 @@ class Recovery:
                 from_states={state},
                 changes={"failure": detail} if to_state == "startup_failed" else None,
             )
+
+
+def _may_be_loading(context: JobContext, instance_id: str, engine_url: str | None) -> bool:
+    """Whether a dead worker's agent is heard, and waits for its engine: one that was started again loads its model."""
+    worker = context.view.get(instance_id, time.monotonic())
+    return worker is not None and worker.stale_for_seconds is None and engine_is_away(engine_url, worker)

@@ -118,7 +118,9 @@ class JobSettings(BaseSettings):
         60.0, description="Times learned from earlier instances never make these limits shorter than this"
     )
     failed_keep_seconds: PositiveSeconds = Field(300.0, description="A failed start is terminated after this long")
-    dead_keep_seconds: PositiveSeconds = Field(900.0, description="A dead worker is terminated after this long")
+    dead_keep_seconds: PositiveSeconds = Field(
+        900.0, description="A dead worker is terminated after this long; one that waits for its engine, as a start is"
+    )
 
     revival_interval_seconds: PositiveSeconds = Field(
         10.0, description="A dead worker's runtime is started again, should it be gone, after this long"

@@ -160,6 +160,22 @@ async def test_an_instance_that_is_stuck_gets_a_next_step(fleet: Any, state: str
     assert (await fleet.evidence("i-1"))["limit_seconds"] < seconds
 
 
+async def test_a_dead_worker_whose_agent_waits_for_its_engine_has_as_long_as_a_start(fleet: Any) -> None:
+    """The engine of a large model, started again, loads for longer than a dead worker is kept."""
+    for instance_id in ("i-1", "i-2"):
+        await fleet.make(instance_id, "worker_dead")
+    await fleet.sql.execute("UPDATE instances SET engine_url = 'http://127.0.0.1:1'")
+    fleet.beat("i-1", interval_seconds=60.0, engine=Engine("unreachable"), status="degraded")
+    await fleet.sql.execute("UPDATE instances SET state_since = now() - interval '1000 seconds'")
+    async with fleet.running("recovery"):
+        await fleet.until_state("i-2", "terminating")
+        assert await fleet.state("i-1") == "worker_dead"
+        await fleet.sql.execute(
+            "UPDATE instances SET state_since = now() - interval '2000 seconds' WHERE instance_id = 'i-1'"
+        )
+        await fleet.until_state("i-1", "terminating")
+
+
 async def test_recovery_holds_still_while_the_pipeline_is_blind(fleet: Any) -> None:
     fleet.reader.connected = False
     await fleet.make("i-1", "starting")
