@@ -42,7 +42,7 @@ class Sides:
             **fields,
         )
         with psycopg.connect(self.url, autocommit=True) as connection:
-            assert usage_rows.store(connection, [record]) == 1
+            assert usage_rows.store(connection, usage_rows.columns([record])) == 1
 
     def engine(self, *readings: tuple[datetime, float | None, float | None], number: int = 1, index: str = "0") -> None:
         """Readings of an engine's counters, each held until the next by readings every minute."""
