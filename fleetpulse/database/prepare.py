@@ -2,8 +2,10 @@
 
 from datetime import UTC, datetime
 
+import psycopg
+
 from fleetpulse.database import retention
-from fleetpulse.database.connect import Connection, connect_when_up
+from fleetpulse.database.connect import Connection, DatabaseError, connect_when_up, one_line
 from fleetpulse.database.migrate import dbmate_url, migration_lock, run_dbmate, sql_folder
 from fleetpulse.database.partitions import make_partitions
 from fleetpulse.database.policies import apply_policies
@@ -24,13 +26,19 @@ async def prepare(settings: DatabaseSettings, service: ServiceSettings | None = 
     retention.check(settings)
     sql = sql_folder(service or load(ServiceSettings))
     timeout_seconds = settings.migration_timeout_seconds
-    async with await connect_when_up(settings, timeout_seconds, "fleetpulse-prepare") as connection:
-        async with migration_lock(connection, timeout_seconds):
+    try:
+        async with (
+            await connect_when_up(settings, timeout_seconds, "fleetpulse-prepare") as connection,
+            migration_lock(connection, timeout_seconds),
+        ):
             await ensure_extension(settings)
             profile = await detect(connection, settings)
             await run_dbmate(dbmate_url(connection, settings), sql, profile)
             await arrange(connection, profile, settings, datetime.now(UTC))
-        _log.info("database ready", extra={"profile": profile})
+    except psycopg.Error as error:
+        # Of a server that ends meanwhile, say: whoever waits for the database goes on waiting.
+        raise DatabaseError(f"the database cannot be prepared: {one_line(error)}") from error
+    _log.info("database ready", extra={"profile": profile})
     return profile
 
 

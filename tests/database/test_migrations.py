@@ -205,3 +205,21 @@ async def test_a_server_that_is_not_up_is_waited_for_and_then_reported(unused_po
 async def test_a_folder_without_migrations_is_an_error_that_names_the_setting(database_settings, tmp_path):
     with pytest.raises(DatabaseError, match="set FLEETPULSE_SQL_DIR"):
         await prepare(database_settings, ServiceSettings(sql_dir=Path(tmp_path)))
+
+
+async def test_a_server_that_ends_while_it_is_prepared_is_one_line_and_no_crash(database_url, monkeypatch):
+    """Whoever waits for the database, a collector that was just started, say, goes on waiting."""
+
+    async def interrupted(connection, *_: object) -> int:
+        async with await connect(settings) as other:
+            await other.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
+        await connection.execute("SELECT 1")
+        return 0
+
+    settings = DatabaseSettings(url=database_url)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules[prepare.__module__], "make_partitions", interrupted)
+        with pytest.raises(DatabaseError, match="the database cannot be prepared: ") as caught:
+            await prepare(settings)
+    assert "\n" not in str(caught.value)
+    assert await prepare(settings) == "postgres"
