@@ -141,6 +141,10 @@ class PlainConnection(asyncio.Protocol):
         """The request has been answered, or is to be refused."""
         request, self._request = self._request, None
         if request is None:
+            # Something below has failed on this request before.
+            if isinstance(result, Exception):
+                fault(result)
+                self.transport.abort()
             return
         if isinstance(result, Attempt):
             request.answered(result)

@@ -1,6 +1,7 @@
 """Plain requests are read without aiohttp, all others by aiohttp, on whichever connection they come."""
 
 import asyncio
+import contextlib
 import gc
 import json
 
@@ -237,3 +238,19 @@ async def test_an_unknown_key_is_refused_in_the_same_words(plain, talk) -> None:
     talk.send(post(body=BODY).replace(b"{key}", b"fp_unknown"))
     status, body = await talk.answer()
     assert (status, json.loads(body)["error"]["code"]) == (401, "invalid_api_key")
+
+
+async def test_a_fault_of_ours_at_a_request_s_end_is_told_and_leaves_no_client_waiting(
+    plain, talk, monkeypatch, caplog
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("made up")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("proxy.metrics.ProxyMetrics.ended", fails)
+        talk.send(post(body=BODY))
+        async with asyncio.timeout(20):
+            with contextlib.suppress(ConnectionResetError):
+                await talk.reader.read()
+    assert "request failed" in caplog.text
+    assert (await plain.chat())[0] == 200
