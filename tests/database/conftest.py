@@ -122,11 +122,10 @@ def insert() -> Callable[[psycopg.Connection[Any], str, Sequence[Row]], None]:
     def insert_rows(connection: psycopg.Connection[Any], relation: str, rows: Sequence[Row]) -> None:
         columns = expected("postgres")[relation]
         with connection.transaction():
-            with connection.cursor() as cursor:
-                cursor.executemany(
-                    f"INSERT INTO {relation} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})",
-                    [[row.get(column) for column in columns] for row in rows],
-                )
+            statement = f"INSERT INTO {relation} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})"
+            # One at a time: in a pipeline the WASM database's socket loses its place now and then.
+            for row in rows:
+                connection.execute(statement, [row.get(column) for column in columns])
             if connection.execute("SELECT to_regclass('rollup_dirty')").fetchone() != (None,):
                 connection.execute(
                     "INSERT INTO rollup_dirty SELECT DISTINCT %s, date_trunc('minute', t)"
