@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import select
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Final, LiteralString, Self
@@ -44,7 +45,7 @@ class Database:
     def __init__(self, settings: ControlSettings, database: DatabaseSettings) -> None:
         self._timeout_seconds = settings.query_timeout_seconds
         self.lacking: str | None = "not connected yet"
-        self._refusing = asyncio.Event()
+        self._waiting: set[asyncio.Future[None]] = set()
         self._abandoned: set[asyncio.Task[list[Row]]] = set()
         self._pool: AsyncConnectionPool[AsyncConnection[Row]] = AsyncConnectionPool(
             database.url.get_secret_value(),
@@ -60,7 +61,7 @@ class Database:
             timeout=settings.query_timeout_seconds,
             reconnect_timeout=RECONNECT_SECONDS,
             configure=self._configure,
-            check=AsyncConnectionPool.check_connection,
+            check=_check,
             name="fleetpulse-control",
             open=False,
         )
@@ -108,27 +109,29 @@ class Database:
         if self.lacking is not None:
             _log.info("database usable")
         self.lacking = None
-        self._refusing.clear()
 
     def refuse(self, reason: str) -> None:
         """Let queries fail at once, with this reason."""
         if self.lacking != reason:
             _log.warning("database unavailable", extra={"reason": reason})
         self.lacking = reason
-        self._refusing.set()
+        for refused in self._waiting:
+            if not refused.done():
+                refused.set_result(None)
 
     async def _answer(self, asked: Coroutine[Any, Any, list[Row]]) -> list[Row]:
         """Wait no longer than allowed: cancelling a query on a frozen server takes psycopg another ten seconds."""
         query = asyncio.create_task(asked)
-        refusing = asyncio.create_task(self._refusing.wait())
+        refused = asyncio.get_running_loop().create_future()
+        self._waiting.add(refused)
         try:
             await asyncio.wait(
-                {query, refusing},
+                {query, refused},
                 timeout=self._timeout_seconds + GRACE_SECONDS,
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
-            refusing.cancel()
+            self._waiting.discard(refused)
             if not query.done():
                 self._abandon(query)
         if query.done():
@@ -182,3 +185,12 @@ class Database:
             " set_config('default_transaction_read_only', 'on', false)",
             (milliseconds,),
         )
+
+
+async def _check(connection: AsyncConnection[Row]) -> None:
+    """Raises OperationalError for a connection that has ended. A server that ends one says so before it is asked
+    anything, so those that are silent are spared a question."""
+    idle = select.poll()
+    idle.register(connection.fileno(), select.POLLIN)
+    if idle.poll(0):
+        await AsyncConnectionPool.check_connection(connection)

@@ -60,9 +60,10 @@ class Family:
         """Measures of which only the increase counts."""
         return [measure for measure in self.table.measures if measure.kind == "counter"]
 
-    def identity_fields(self) -> tuple[str, ...]:
-        """Fields that say who and what a row is about."""
-        return ("time", "worker_id", "instance_id", *(field for field, _ in self.labels))
+    def names(self, group: Grouping | None) -> tuple[tuple[str, str], ...]:
+        """Field and column of what a key stands for; none of the fleet, which has no key."""
+        worker = (("worker_id", "worker_id"), ("instance_id", "instance_id"))
+        return () if group == "fleet" else worker if group == "worker" else (*worker, *self.labels)
 
     def fields(self, *, coarse: bool) -> Iterator[tuple[str, str, str]]:
         """Name, unit and meaning of every measured field, in the order of the answer."""
@@ -90,9 +91,8 @@ class Family:
 
     def identity(self, group: Grouping | None) -> tuple[str, ...]:
         """Fields that say who and what a row is about."""
-        if group is None:
-            return self.identity_fields()
-        return ("time", *(("worker_id", "instance_id") if group == "worker" else ()), "series_count")
+        names = (field for field, _ in self.names(group))
+        return ("time", *names, *(() if group is None else ("series_count",)))
 
     def measured(self, group: Grouping | None, *, coarse: bool) -> list[tuple[str, str, str]]:
         """Name, unit and meaning of every measured field. A group has no newest reading: it would be anybody's."""

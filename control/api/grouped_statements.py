@@ -1,7 +1,7 @@
 """The queries behind the activity endpoints where rows are about a worker's GPUs or engines together, or the fleet's.
 
-Table and column names come from the dictionary alone. Each answers a column a field, named as the field, the newest
-rows first, from the groups' rollups and nothing finer.
+Table and column names come from the dictionary alone. Each answers a worker's key and a column a field, named as the
+field, the newest rows first, from the groups' rollups and nothing finer.
 
 Parameters: from_bucket (not included) and to_time, last_full (the last bucket that is over), seconds (of a bucket),
 limit_rows; and, by worker, instance_ids and worker_ids (text arrays or null).
@@ -23,7 +23,7 @@ ORDER BY bucket DESC LIMIT %(limit_rows)s
 
 _WORKER: Final = """
 WITH subjects AS MATERIALIZED ({subjects})
-SELECT {fields} FROM (SELECT *, bucket AS time FROM {table}) AS rollup JOIN subjects USING (worker_key)
+SELECT worker_key, {fields} FROM (SELECT *, bucket AS time FROM {table}) AS rollup JOIN subjects USING (worker_key)
 WHERE bucket > %(from_bucket)s AND bucket < %(to_time)s
 ORDER BY bucket DESC, worker_key DESC LIMIT %(limit_rows)s
 """
@@ -39,8 +39,8 @@ def activity(family: Family, group: Grouping, level: Level, wanted: frozenset[st
     """The statement for one endpoint, group and level, which must not be raw; ``wanted`` fields, or all."""
     return SQL(_WORKER if group == "worker" else _FLEET).format(
         table=Identifier(f"{family.name}_{group}_{level}"),
-        fields=shown(family.identity(group), _fields(family), wanted),
-        subjects=subjects("worker_key", (), "workers"),
+        fields=shown(("time", "series_count"), _fields(family), wanted),
+        subjects=subjects("worker_key", "workers"),
     )
 
 

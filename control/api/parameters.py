@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Annotated, ClassVar, Final, Literal, get_args
 
 from pydantic import BeforeValidator, Field
@@ -121,13 +122,18 @@ def activity(
     if group == "fleet" and (query.worker_id or query.instance_id):
         named = "worker_id" if query.worker_id else "instance_id"
         errors.append(FieldError(named, "the fleet is all workers: leave it out, or ask with group_by=worker"))
-    known = [name for name, _, _ in family.measured(group, coarse=granularity != "second")]
-    if unknown := sorted(set(query.fields or ()) - set(known)):
+    known = _known_fields(family, group, granularity != "second")
+    if unknown := sorted(set(query.fields or ()) - known.keys()):
         errors.append(FieldError("fields", f"unknown: {', '.join(unknown)}; known: {', '.join(known)}"))
     if errors:
         raise unprocessable(errors)
     wanted = frozenset(query.fields) if query.fields else None
     return ActivityParameters(window, granularity, query.instance_id, query.worker_id, group, wanted)
+
+
+@cache
+def _known_fields(family: Family, group: Grouping | None, coarse: bool) -> dict[str, None]:
+    return dict.fromkeys(name for name, _, _ in family.measured(group, coarse=coarse))
 
 
 def _comfortable(window: int, kept: Mapping[Granularity, float], *, grouped: bool) -> Granularity:

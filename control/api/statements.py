@@ -1,7 +1,7 @@
 """The queries behind the activity endpoints, made from the dictionary of measures.
 
-Table and column names come from the dictionary alone; what a client says is a parameter. Each answers a column a field,
-named as the field, the newest rows first.
+Table and column names come from the dictionary alone; what a client says is a parameter. Each answers the series' key
+and a column a field, named as the field, the newest rows first.
 
 Parameters: from_time, to_time, limit_rows (one more than wanted, which shows that there are more), instance_ids and
 worker_ids (text arrays or null), gap (raw) or width (rollup), as intervals, and from_bucket (rollup, not included).
@@ -45,8 +45,8 @@ readings AS (
     WINDOW before AS (PARTITION BY {key} ORDER BY time ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 ),
 increases AS (SELECT * {increases} FROM readings)
-SELECT {fields}
-FROM increases JOIN subjects USING ({key})
+SELECT {key}, {fields}
+FROM increases
 WHERE wanted
 ORDER BY increases.time DESC, {key} DESC
 """
@@ -74,14 +74,14 @@ neighbours AS (
 ),
 spans AS (SELECT * {spans} FROM neighbours),
 increases AS (SELECT * {increases} FROM spans WINDOW whole_series AS (PARTITION BY {key}))
-SELECT {fields}
-FROM (SELECT *, bucket AS time FROM increases) AS increases JOIN subjects USING ({key})
+SELECT {key}, {fields}
+FROM (SELECT *, bucket AS time FROM increases) AS increases
 WHERE wanted
 ORDER BY increases.time DESC, {key} DESC
 """
 
 _SUBJECTS: Final = """
-SELECT {key}, {identity} FROM {identities}
+SELECT {key} FROM {identities}
 WHERE (%(instance_ids)s::text[] IS NULL OR instance_id = ANY (%(instance_ids)s::text[]))
     AND (%(worker_ids)s::text[] IS NULL OR worker_id = ANY (%(worker_ids)s::text[]))
 """
@@ -129,8 +129,8 @@ def activity(family: Family, level: Level, wanted: frozenset[str] | None = None)
         "key": Identifier(family.key),
         "table": Identifier(family.table.name if raw else f"{family.table.name}_{level}"),
         "columns": SQL(", ").join(map(Identifier, columns)),
-        "subjects": subjects(family.key, family.labels, family.identities),
-        "fields": shown(family.identity_fields(), _fields(family, raw=raw), wanted),
+        "subjects": subjects(family.key, family.identities),
+        "fields": shown(("time",), _fields(family, raw=raw), wanted),
     }
     if raw:
         parts |= {
@@ -152,11 +152,9 @@ def _rollup_columns(family: Family) -> list[str]:
     return gauges + counters
 
 
-def subjects(key: str, labels: Iterable[tuple[str, str]], identities: LiteralString) -> Composed:
-    """The keys that are asked for, and who they are; ``labels`` are further fields and their columns."""
-    others = [SQL("{} AS {}").format(Identifier(column), Identifier(field)) for field, column in labels]
-    identity = [SQL("worker_id"), SQL("instance_id"), *others]
-    return SQL(_SUBJECTS).format(key=Identifier(key), identity=SQL(", ").join(identity), identities=SQL(identities))
+def subjects(key: str, identities: LiteralString) -> Composed:
+    """The keys that are asked for."""
+    return SQL(_SUBJECTS).format(key=Identifier(key), identities=SQL(identities))
 
 
 def _each_counter(family: Family, template: str) -> Composed:
@@ -193,11 +191,11 @@ def _fields(family: Family, *, raw: bool) -> Fields:
     yield from fill_in.items()
 
 
-def shown(identity: Sequence[str], measured: Fields, wanted: frozenset[str] | None) -> Composed:
-    """What the answer's rows are made of: time, who and what, and the wanted fields."""
+def shown(plain: Sequence[str], measured: Fields, wanted: frozenset[str] | None) -> Composed:
+    """What the rows are made of: columns that are shown as they are, and the wanted fields."""
     chosen = (field for field in measured if wanted is None or field[0] in wanted)
     return SQL(", ").join(
-        SQL("{} AS {}").format(value, Identifier(field)) for field, value in [*map(same, identity), *chosen]
+        SQL("{} AS {}").format(value, Identifier(field)) for field, value in [*map(same, plain), *chosen]
     )
 
 

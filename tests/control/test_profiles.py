@@ -8,7 +8,7 @@ import pytest
 
 from control.api.families import FAMILIES, GPU_ACTIVITY, SYSTEM_ACTIVITY
 from control.api.parameters import LEVELS, ActivityParameters, Granularity
-from control.api.resources.activity import query_parameters, rows_of, shown_fields, statement
+from control.api.resources.activity import query_parameters, rows_of, statement
 
 MINUTE = timedelta(minutes=1)
 
@@ -19,7 +19,7 @@ async def ask(
     asked = ActivityParameters(1800, granularity, None, None, group)
     cursor = await sql.execute(statement(family, asked), query_parameters(asked, now, 1000), binary=True)
     (columns,) = await cursor.fetchall()
-    return [msgspec.structs.asdict(row) for row in rows_of(shown_fields(family, asked), columns, 1000)]
+    return [msgspec.structs.asdict(row) for row in rows_of(family, asked, columns, 1000)]
 
 
 async def test_rates_from_real_rollups_agree_with_the_samples_in_both_profiles(any_database_url: str) -> None:

@@ -1,7 +1,7 @@
 """``/gpu/activity``, ``/system/activity`` and ``/engine/activity``: what the database holds, as rows of numbers."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import islice
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 from aiohttp import web
-from psycopg.sql import SQL, Identifier
+from psycopg.sql import SQL, Composable, Composed, Identifier
 
 from control.api import grouped_statements, parameters, statements
 from control.api.call import Call
@@ -30,7 +30,15 @@ from control.database import Row
 
 # Between so many values others get their turn: a few milliseconds.
 VALUES_AT_ONCE: Final = 20_000
-_COLUMNS: Final = "SELECT {columns} FROM ({rows}) AS shown"
+_COLUMNS: Final = "SELECT {columns} FROM ({rows}) AS row"
+# What the rows' keys stand for, told once: names of their own would double the time that an answer of one field takes.
+_NAMED: Final = """
+SELECT shown.*, named.*
+FROM (SELECT array_agg({key}) AS keys, {columns} FROM ({rows}) AS row) AS shown
+CROSS JOIN LATERAL (
+    SELECT array_agg({key}), {names} FROM {identities} WHERE {key} IN (SELECT unnest(shown.keys))
+) AS named
+"""
 
 
 async def gpu(call: Call[GpuQuery, Nothing]) -> web.Response:
@@ -51,29 +59,25 @@ async def engine(call: Call[EngineQuery, Nothing]) -> web.Response:
 async def _answer(call: Call[Any, Nothing], asked: ActivityParameters, family: Family) -> web.Response:
     most = call.parts.settings.rows_per_response
     now = datetime.now(UTC)
-    fields = shown_fields(family, asked)
     (columns,) = await call.parts.database.rows(
         statement(family, asked), query_parameters(asked, now, most), binary=True
     )
-    return await _response(asked, now, fields, columns, most)
-
-
-def shown_fields(family: Family, asked: ActivityParameters) -> tuple[str, ...]:
-    """Fields of a row, in order."""
-    return _shown_fields(family, asked.granularity, asked.group, asked.fields)
+    return await _response(family, asked, now, columns, most)
 
 
 @lru_cache(STATEMENTS_KEPT)
 def _shown_fields(
     family: Family, granularity: Granularity, group: Grouping | None, wanted: frozenset[str] | None
 ) -> tuple[str, ...]:
+    """Fields of a row, in order."""
     measured = (name for name, _, _ in family.measured(group, coarse=granularity != "second"))
     return (*family.identity(group), *(name for name in measured if wanted is None or name in wanted))
 
 
 def statement(family: Family, asked: ActivityParameters) -> bytes:
-    """The query that answers it, in one row: an array a field, null where there is nothing. Rows of their own cost the
-    driver, and rows as JSON the database, several times as much."""
+    """The query that answers it, in one row: an array a field, null where there is nothing; where rows have a key, the
+    keys come first, and last each key once and an array a name. Rows of their own cost the driver, and rows as JSON the
+    database, several times as much."""
     return _statement(family, asked.granularity, asked.group, asked.fields)
 
 
@@ -86,9 +90,21 @@ def _statement(
         rows = statements.activity(family, level, wanted)
     else:
         rows = grouped_statements.activity(family, group, level, wanted)
-    fields = _shown_fields(family, granularity, group, wanted)
-    columns = SQL(", ").join(SQL("array_agg({})").format(Identifier(field)) for field in fields)
-    return SQL(_COLUMNS).format(columns=columns, rows=rows).as_bytes()
+    names = family.names(group)
+    fields = (field for field in _shown_fields(family, granularity, group, wanted) if field not in dict(names))
+    parts: dict[str, Composable] = {"columns": _arrays(fields), "rows": rows}
+    if not names:
+        return SQL(_COLUMNS).format(**parts).as_bytes()
+    parts |= {
+        "key": Identifier(family.key if group is None else "worker_key"),
+        "names": _arrays(column for _, column in names),
+        "identities": SQL(family.identities if group is None else "workers"),
+    }
+    return SQL(_NAMED).format(**parts).as_bytes()
+
+
+def _arrays(columns: Iterable[str]) -> Composed:
+    return SQL(", ").join(SQL("array_agg({})").format(Identifier(column)) for column in columns)
 
 
 def query_parameters(asked: ActivityParameters, now: datetime, rows_per_response: int) -> dict[str, Any]:
@@ -109,9 +125,7 @@ def query_parameters(asked: ActivityParameters, now: datetime, rows_per_response
     }
 
 
-async def _response(
-    asked: ActivityParameters, now: datetime, fields: tuple[str, ...], columns: Row, most: int
-) -> web.Response:
+async def _response(family: Family, asked: ActivityParameters, now: datetime, columns: Row, most: int) -> web.Response:
     """The answer to columns whose newest rows come first; of one row too many, the oldest is left out."""
     count = len(columns[0] or ())
     head = {
@@ -121,16 +135,22 @@ async def _response(
         "to": now,
         "truncated": count > most,
     }
-    parts, rows = [], rows_of(fields, columns, most)
-    while some := list(islice(rows, VALUES_AT_ONCE // len(fields) + 1)):
+    parts, rows = [], rows_of(family, asked, columns, most)
+    while some := list(islice(rows, VALUES_AT_ONCE // len(columns) + 1)):
         parts.append(msgspec.json.encode(some)[1:-1])
         await asyncio.sleep(0)
     body = msgspec.json.encode(head)[:-1] + b',"rows":[' + b",".join(parts) + b"]}"
     return web.Response(body=body, content_type="application/json")
 
 
-def rows_of(fields: tuple[str, ...], columns: Row, most: int) -> Iterator[msgspec.Struct]:
-    """The newest rows, at most so many, the oldest of them first."""
+def rows_of(family: Family, asked: ActivityParameters, columns: Row, most: int) -> Iterator[msgspec.Struct]:
+    """The newest rows of what the statement answered, at most so many, the oldest of them first."""
+    fields = _shown_fields(family, asked.granularity, asked.group, asked.fields)
+    names = family.names(asked.group)
+    if names:
+        keys, time, *measured, named_keys = columns[: -len(names)]
+        by_key = (dict(zip(named_keys or (), name or (), strict=True)) for name in columns[-len(names) :])
+        columns = (time, *([name[key] for key in keys or ()] for name in by_key), *measured)
     newest = (reversed((column or ())[:most]) for column in columns)
     return map(_row(fields), *newest)
 
