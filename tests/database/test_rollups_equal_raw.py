@@ -36,8 +36,8 @@ async def roll_up_all(url: str) -> None:
         await roll_up(connection)
 
 
-# A native TimescaleDB that refreshes in batches goes through a month of minutes nine times, thousands of transactions.
-@pytest.mark.timeout(900)
+# A native TimescaleDB that refreshes in batches goes through a month of minutes many times, thousands of transactions.
+@pytest.mark.timeout(1_500)
 def test_rollups_are_what_the_samples_say_before_and_after_late_rows(
     any_database_url, workload, insert, differences
 ) -> None:

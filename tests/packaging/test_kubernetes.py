@@ -19,14 +19,14 @@ WORKLOADS = ("Deployment", "DaemonSet")
 EVERYTHING = {
     "images": {"repository": "images.example/team", "pullSecrets": ["pull"]},
     "kafka": {"bootstrap": "a:9092,b:9092", "securityProtocol": "SASL_SSL", "caConfigMap": "kafka-ca"},
-    "secrets": {service: f"own-{service}" for service in ("agent", "collector", "proxy", "kafka")},
+    "secrets": {service: f"own-{service}" for service in ("agent", "collector", "proxy", "kafka", "machines")},
     "settings": {"FLEETPULSE_LOG_LEVEL": "debug", "FLEETPULSE_KAFKA_PARTITIONS": 32},
     "agent": {
         "settings": {"FLEETPULSE_AGENT_ENGINE": "vllm", "FLEETPULSE_AGENT_SPOOL_BYTES": 1_073_741_824},
         "nodeSelector": {"nvidia.com/gpu.present": None, "pool": "gpu"},
     },
     "collector": {"replicas": 1},
-    "control": {"nodeSelector": {"pool": "system"}, "settings": {"FLEETPULSE_CONTROL_PROVIDERS": "scaleway"}},
+    "control": {"nodeSelector": {"pool": "system"}, "settings": {"FLEETPULSE_CONTROL_PROVIDERS": "static"}},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
 }
 
@@ -190,6 +190,7 @@ def test_the_schema_refuses_no_setting_but_secrets_and_those_that_the_chart_make
     made -= values["settings"].keys() | values["agent"]["settings"].keys()
     made |= {name.replace("_HOST", "_PORT") for name in made if name.endswith("_HOST")}
     made |= {"FLEETPULSE_KAFKA_SSL_CA_FILE", "FLEETPULSE_AGENT_WORKER_ID", "FLEETPULSE_AGENT_ADVERTISED_URL"}
+    made |= {"FLEETPULSE_STATIC_MACHINES_FILE"}
     secret = {
         variable
         for group in GROUPS
@@ -253,6 +254,22 @@ def test_helm_finds_no_fault_and_renders_what_is_kept(
         "fleetpulse-proxy": ["own-kafka", "fleetpulse-database", "own-proxy"],
     }
     assert pods["fleetpulse-agent"]["nodeSelector"] == {"pool": "gpu"}
+    assert settings["FLEETPULSE_STATIC_MACHINES_FILE"] == "/etc/fleetpulse/machines/machines.toml"
+    holders = {name: volume for name, pod in pods.items() for volume in pod["volumes"] if volume["name"] == "machines"}
+    assert holders.keys() == {"fleetpulse-control"}
+    assert holders["fleetpulse-control"]["secret"]["secretName"] == "own-machines"
+    (control,) = pods["fleetpulse-control"]["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in control["volumeMounts"]}
+    assert mounts["machines"] == "/etc/fleetpulse/machines"
+
+
+def test_a_release_with_dots_in_its_name_has_services_that_kubernetes_takes(
+    render: ModuleType, chart: Path, enter_lane: Callable[[str], None]
+) -> None:
+    enter_lane("helm")
+    made = list(yaml.safe_load_all(rendered(render, chart, name="gpu.example.org")))
+    services = {each["metadata"]["name"] for each in made if each["kind"] == "Service"}
+    assert services == {f"gpu-example-org-{name}" for name in ("agent", "collector", "control", "proxy")}
 
 
 def test_values_are_written_in_full_and_those_taken_away_not_at_all(chart: Path) -> None:
@@ -271,6 +288,6 @@ def test_a_value_of_the_charts_own_that_was_taken_away_stays_so(
     assert accepts(values | {"agent": values["agent"] | {"nodeSelector": {"nvidia.com/gpu.present": None}}})
 
 
-def rendered(render: ModuleType, chart: Path, *more: str) -> str:
-    command = ["helm", "template", "fleetpulse", str(chart), "--kube-version", render.KUBERNETES, *more]
+def rendered(render: ModuleType, chart: Path, *more: str, name: str = "fleetpulse") -> str:
+    command = ["helm", "template", name, str(chart), "--kube-version", render.KUBERNETES, *more]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout

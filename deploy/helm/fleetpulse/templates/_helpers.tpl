@@ -1,7 +1,8 @@
 {{/* Everywhere: a context (root) and the name of a service (service). */}}
 
+{{/* A release may have dots in its name, a Service not. */}}
 {{- define "fleetpulse.name" -}}
-{{ printf "%s-%s" .root.Release.Name .service | trunc 63 | trimSuffix "-" }}
+{{ printf "%s-%s" .root.Release.Name .service | replace "." "-" | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
 {{- define "fleetpulse.selector" -}}
@@ -39,6 +40,9 @@ FLEETPULSE_KAFKA_SSL_CA_FILE: /etc/fleetpulse/kafka/ca.crt
 {{- end }}
 
 {{- define "fleetpulse.settings" -}}
+{{- if include "fleetpulse.hasMachines" . }}
+FLEETPULSE_STATIC_MACHINES_FILE: /etc/fleetpulse/machines/machines.toml
+{{- end }}
 {{- include "fleetpulse.texts" (index .root.Values .service).settings }}
 {{- end }}
 
@@ -91,11 +95,19 @@ readinessProbe:
   failureThreshold: 2
 {{- end }}
 
+{{/* Control alone installs agents on machines. */}}
+{{- define "fleetpulse.hasMachines" -}}
+{{- if eq .service "control" }}{{ .root.Values.secrets.machines }}{{ end }}
+{{- end }}
+
 {{- define "fleetpulse.mounts" -}}
 - {name: tmp, mountPath: /tmp}
 - {name: state, mountPath: /var/lib/fleetpulse}
 {{- if .root.Values.kafka.caConfigMap }}
 - {name: kafka-ca, mountPath: /etc/fleetpulse/kafka, readOnly: true}
+{{- end }}
+{{- if include "fleetpulse.hasMachines" . }}
+- {name: machines, mountPath: /etc/fleetpulse/machines, readOnly: true}
 {{- end }}
 {{- end }}
 
@@ -103,5 +115,8 @@ readinessProbe:
 - {name: tmp, emptyDir: {sizeLimit: 16Mi}}
 {{- if .root.Values.kafka.caConfigMap }}
 - {name: kafka-ca, configMap: {name: {{ .root.Values.kafka.caConfigMap }}}}
+{{- end }}
+{{- if include "fleetpulse.hasMachines" . }}
+- {name: machines, secret: {secretName: {{ .root.Values.secrets.machines }}, defaultMode: 0440}}
 {{- end }}
 {{- end }}
