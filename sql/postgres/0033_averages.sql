@@ -1,5 +1,5 @@
 -- A chart of a worker's day reads 1440 of its minutes, which lie a page each, among those of all other workers. With the
--- averages beside the key it reads some sixty pages of an index instead.
+-- averages beside the key it reads some ninety pages of an index instead.
 
 -- migrate:up
 DO $$
