@@ -67,8 +67,21 @@ def test_stop_ends_a_frozen_child(tmp_path: Path, sleeper: list[str]) -> None:
 
 
 def test_a_frozen_child_has_stopped_in_every_thread(tmp_path: Path) -> None:
-    spin = "threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()"
-    child = Child("busy", [sys.executable, "-c", f"import threading\nfor _ in range(30): {spin}"], tmp_path / "log")
+    # They begin together: a thread that starts beside others that spin waits for the interpreter's lock each time.
+    program = """
+import threading
+
+barrier = threading.Barrier(30)
+
+def spin():
+    barrier.wait()
+    while True:
+        pass
+
+for _ in range(30):
+    threading.Thread(target=spin).start()
+"""
+    child = Child("busy", [sys.executable, "-c", program], tmp_path / "log")
     child.start()
     try:
         child.wait_until(lambda: psutil.Process(child.pid).num_threads() > 30, 10)
