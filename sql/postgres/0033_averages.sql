@@ -1,5 +1,5 @@
 -- A chart of a worker's day reads 1440 of its minutes, which lie a page each, among those of all other workers. With the
--- averages beside the key it reads some ninety pages of an index instead.
+-- averages beside the key it reads the pages of an index in its order instead.
 
 -- migrate:up
 DO $$
@@ -24,13 +24,5 @@ END
 $$;
 
 -- migrate:down
-DO $$
-DECLARE
-    made record;
-BEGIN
-    FOR made IN SELECT * FROM rollup_groups() WHERE level = '_1m' AND key IS NOT NULL LOOP
-        EXECUTE format('ALTER TABLE %I DROP CONSTRAINT %I', made.target, made.target || '_pkey');
-        EXECUTE format('ALTER TABLE %I ADD PRIMARY KEY (%I, bucket)', made.target, made.key);
-    END LOOP;
-END
-$$;
+ALTER TABLE gpu_worker_1m DROP CONSTRAINT gpu_worker_1m_pkey, ADD PRIMARY KEY (worker_key, bucket);
+ALTER TABLE engine_worker_1m DROP CONSTRAINT engine_worker_1m_pkey, ADD PRIMARY KEY (worker_key, bucket);
