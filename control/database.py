@@ -158,8 +158,15 @@ class Database:
     ) -> list[Row]:
         with self._translated():
             async with self._pool.connection() as connection:
-                cursor = await connection.execute(statement, parameters, binary=binary)
-                return await cursor.fetchall()
+                try:
+                    return await _read(connection, statement, parameters, binary)
+                except psycopg.OperationalError:
+                    if not connection.closed:
+                        raise
+            # It ended after the pool looked at it. Reading twice harms nobody.
+            await self._pool.check()
+            async with self._pool.connection() as connection:
+                return await _read(connection, statement, parameters, binary)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -185,6 +192,16 @@ class Database:
             " set_config('default_transaction_read_only', 'on', false)",
             (milliseconds,),
         )
+
+
+async def _read(
+    connection: AsyncConnection[Row],
+    statement: LiteralString | bytes | Composed,
+    parameters: Parameters | None,
+    binary: bool,
+) -> list[Row]:
+    cursor = await connection.execute(statement, parameters, binary=binary)
+    return await cursor.fetchall()
 
 
 async def _check(connection: AsyncConnection[Row]) -> None:

@@ -1,5 +1,7 @@
 import asyncio
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from control.database import Database
 from fleetpulse.local.ports import free_port
 from fleetpulse.local.postgres import EmbeddedPostgres
-from fleetpulse.settings import DatabaseSettings
+from fleetpulse.settings import ControlSettings, DatabaseSettings
 
 
 @pytest.fixture
@@ -79,6 +82,24 @@ async def test_the_database_may_be_restarted_between_two_queries(server: Embedde
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'fleetpulse-control'"
             )
         assert (await service.get("/system/activity"))[0] == 200
+
+
+async def test_a_connection_that_ends_under_a_reading_query_is_made_anew(server: EmbeddedPostgres) -> None:
+    server.start()
+    settings = DatabaseSettings(url=server.url())
+    async with Database(ControlSettings(database_connections=1), settings) as database:
+        database.accept()
+        [[backend]] = await database.rows("SELECT pg_backend_pid()")
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            with psycopg.connect(server.url(), autocommit=True) as connection:
+                connection.execute("SELECT pg_terminate_backend(%s)", (backend,))
+            query = asyncio.create_task(database.rows("SELECT pg_backend_pid()"))
+            # Asked of the old backend, which is told to end before it reads the question.
+            assert not (await asyncio.wait({query}, timeout=0.3))[0]
+        finally:
+            os.kill(backend, signal.SIGCONT)
+        assert await query != [(backend,)]
 
 
 async def test_without_a_broker_control_serves_and_says_so(database_settings: DatabaseSettings, running: Any) -> None:
