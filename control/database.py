@@ -165,7 +165,7 @@ class Database:
                         raise
             # It ended after the pool looked at it. Reading twice harms nobody.
             await self._pool.check()
-            async with self._pool.connection() as connection:
+            async with self._pool.connection(RECONNECT_SECONDS) as connection:
                 return await _read(connection, statement, parameters, binary)
 
     @contextlib.contextmanager

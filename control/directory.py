@@ -73,8 +73,9 @@ class Directory:
 
 async def keep(settings: DatabaseSettings, database: Database, directory: Directory, view: FleetView) -> None:
     """Prepare the schema once the database is there, then watch that it answers, until cancelled."""
-    prepared, read_at = False, float("-inf")
-    async with Probe(settings) as probe:
+    prepared = False
+    reading: asyncio.Task[float] | None = None
+    async with Probe(settings) as probe, asyncio.TaskGroup() as tasks:
         while True:
             try:
                 await probe.ask()
@@ -85,16 +86,18 @@ async def keep(settings: DatabaseSettings, database: Database, directory: Direct
             except (UnavailableError, DatabaseError, SettingsError) as error:
                 database.refuse(str(error))
             else:
-                if time.monotonic() - read_at >= REFRESH_SECONDS and await _read(directory, database, view):
-                    read_at = time.monotonic()
+                # Nobody waits for it: it may last, and an outage is to be seen meanwhile.
+                if reading is None or (reading.done() and time.monotonic() - reading.result() >= REFRESH_SECONDS):
+                    reading = tasks.create_task(_read(directory, database, view), name="directory")
             await asyncio.sleep(PROBE_SECONDS)
 
 
-async def _read(directory: Directory, database: Database, view: FleetView) -> bool:
-    """Whether the directory is up to date. A busy pool or a slow query is no outage."""
+async def _read(directory: Directory, database: Database, view: FleetView) -> float:
+    """When the directory was read, in monotonic seconds; at once anew if it was not. A busy pool or a slow query is no
+    outage."""
     try:
         await directory.refresh(database, view)
     except UnavailableError as error:
         _log.warning("workers not read from the database", extra={"reason": str(error)})
-        return False
-    return True
+        return float("-inf")
+    return time.monotonic()

@@ -3,7 +3,8 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,16 @@ import psycopg
 import pytest
 
 from control.database import Database
+from control.directory import PROBE_SECONDS, Directory, keep
+from control.probe import TIMEOUT_SECONDS
+from fleetpulse.database import prepare
 from fleetpulse.local.ports import free_port
 from fleetpulse.local.postgres import EmbeddedPostgres
 from fleetpulse.settings import ControlSettings, DatabaseSettings
+from fleetpulse.stream.fleet_view import FleetView
+
+WAIT_SECONDS = 20.0
+WAITING = "SELECT FROM pg_stat_activity WHERE application_name = 'fleetpulse-control' AND wait_event_type = 'Lock'"
 
 
 @pytest.fixture
@@ -34,6 +42,13 @@ def is_ready(status: int, body: Any) -> bool:
 
 def is_unready(status: int, body: Any) -> bool:
     return status == 503 and "database" in body["missing"]
+
+
+async def until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
 
 
 async def answers(service: Any) -> Any:
@@ -100,6 +115,25 @@ async def test_a_connection_that_ends_under_a_reading_query_is_made_anew(server:
         finally:
             os.kill(backend, signal.SIGCONT)
         assert await query != [(backend,)]
+
+
+async def test_a_database_that_freezes_while_workers_are_read_from_it_is_away(server: EmbeddedPostgres) -> None:
+    server.start()
+    settings = DatabaseSettings(url=server.url())
+    await prepare(settings)
+    async with Database(ControlSettings(), settings) as database, asyncio.TaskGroup() as tasks:
+        with psycopg.connect(server.url()) as lock, psycopg.connect(server.url(), autocommit=True) as other:
+            lock.execute("LOCK TABLE workers IN ACCESS EXCLUSIVE MODE")
+            keeping = tasks.create_task(keep(settings, database, Directory(), FleetView()))
+            await until(lambda: other.execute(WAITING).fetchone() is not None, WAIT_SECONDS)
+            assert database.lacking is None
+            server.freeze()
+            try:
+                # Sooner than a query may take.
+                await until(lambda: database.lacking is not None, PROBE_SECONDS + TIMEOUT_SECONDS + 3)
+            finally:
+                server.thaw()
+        keeping.cancel()
 
 
 async def test_without_a_broker_control_serves_and_says_so(database_settings: DatabaseSettings, running: Any) -> None:
