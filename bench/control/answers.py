@@ -1,7 +1,7 @@
 """Control's answers over HTTP: activity of one worker and of the fleet over a day by the minute, and the instances.
 
-Rollups are filled with random numbers, a row a bucket after the other as they come in life; what was loaded is in the
-result. Latencies are of whole answers, one request at a time.
+Rollups are filled with random numbers, a row a bucket after the other as they come in life, and each day is vacuumed
+when it is over; what was loaded is in the result. Latencies are of whole answers, one request at a time.
 """
 
 import http.client
@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -28,34 +28,44 @@ QUICK = os.environ.get("QUICK") == "1"
 DAYS = 2 if QUICK else 30
 WORKERS = 300 if QUICK else 1_000
 GPUS_PER_WORKER = 8
-REQUESTS = 200
+REQUESTS = 500
+# Those for all fields take ten times as long.
+LONG_REQUESTS = 100
 WINDOW_SECONDS = 86_400
-WARM_REQUESTS = 20
+WARM_REQUESTS = 100
 ROWS_PER_RESPONSE = 20_000
 READINGS_PER_MINUTE = 12
 
 
 def load_rollups(url: str) -> dict[str, int]:
     """Minutes of each worker and of the fleet; returns the rows of each relation."""
-    with psycopg.connect(url, autocommit=True, options="-c timezone=UTC -c synchronous_commit=off") as connection:
+    with psycopg.connect(url, autocommit=True, options="-c timezone=UTC") as connection:
         connection.execute(
             "INSERT INTO workers (worker_id, instance_id) SELECT name, name FROM generate_series(1, %s) AS n,"
             " format('worker-%%s', n) AS name",
             (WORKERS,),
         )
         series = {"gpu_fleet_1m": WORKERS * GPUS_PER_WORKER, "gpu_worker_1m": GPUS_PER_WORKER}
-        for relation, count in series.items():
+        for relation in series:
             connection.execute(
                 "SELECT make_partitions(%s, %s, now() - %s * INTERVAL '1 day', now())",
                 (relation, STEPS[relation], DAYS),
             )
-            connection.execute(filling(relation, count))
-        connection.execute("VACUUM ANALYZE")
-        return {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in series}
+        # Counted while they are made: to count them afterwards would leave nothing of the newest day in memory.
+        rows = dict.fromkeys(series, 0)
+        midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        for day in (midnight - timedelta(days=age) for age in range(DAYS, -1, -1)):
+            for relation, count in series.items():
+                rows[relation] += connection.execute(filling(relation, count), {"day": day, "days": DAYS}).rowcount
+                connection.execute(f"VACUUM ANALYZE {relation}_p{day:%Y%m%d}")
+        connection.execute("ANALYZE workers, ONLY gpu_worker_1m, ONLY gpu_fleet_1m")
+        # Or the load would be written to disk beside what is measured.
+        connection.execute("CHECKPOINT")
+        return rows
 
 
 def filling(relation: str, series_count: int) -> str:
-    """INSERT of every minute of DAYS, of every worker where it has a key."""
+    """INSERT of every minute of a day, within the days until now, of every worker where it has a key."""
     columns = expected("postgres")[relation]
     keyed = "worker_key" in columns
     readings = READINGS_PER_MINUTE * series_count
@@ -72,7 +82,9 @@ def filling(relation: str, series_count: int) -> str:
     workers = " CROSS JOIN workers ORDER BY bucket" if keyed else ""
     return (
         f"INSERT INTO {relation} ({', '.join(columns)}) SELECT {', '.join(values)} FROM generate_series("
-        f"date_trunc('minute', now()) - INTERVAL '{DAYS} days', now(), INTERVAL '1 minute') AS bucket{workers}"
+        "greatest(%(day)s, date_trunc('minute', now()) - %(days)s * INTERVAL '1 day'),"
+        " least(now(), %(day)s + INTERVAL '1439 minutes'), INTERVAL '1 minute')"
+        f" AS bucket{workers}"
     )
 
 
@@ -91,10 +103,10 @@ class Client:
             raise RuntimeError(f"GET {target}: {answer.status} {body[:300]!r}")
         return body
 
-    def milliseconds(self, path: str, query: Callable[[], dict[str, object]]) -> list[float]:
-        """Of REQUESTS requests, after some to warm up."""
+    def milliseconds(self, path: str, query: Callable[[], dict[str, object]], requests: int = REQUESTS) -> list[float]:
+        """Of so many requests, after some to warm up."""
         times = []
-        for number in range(WARM_REQUESTS + REQUESTS):
+        for number in range(WARM_REQUESTS + requests):
             asked = query()
             started = time.perf_counter()
             self.get(path, **asked)
@@ -119,9 +131,11 @@ def measure(parts: Parts) -> dict[str, object]:
         client = Client(port)
         measured = {
             "activity_worker": client.milliseconds("/gpu/activity", lambda: one_worker() | field),
-            "activity_worker_all_fields": client.milliseconds("/gpu/activity", one_worker),
+            "activity_worker_all_fields": client.milliseconds("/gpu/activity", one_worker, LONG_REQUESTS),
             "activity_fleet": client.milliseconds("/gpu/activity", lambda: {"group_by": "fleet", **day, **field}),
-            "activity_fleet_all_fields": client.milliseconds("/gpu/activity", lambda: {"group_by": "fleet", **day}),
+            "activity_fleet_all_fields": client.milliseconds(
+                "/gpu/activity", lambda: {"group_by": "fleet", **day}, LONG_REQUESTS
+            ),
             "instances": client.milliseconds("/instances", dict),
         }
         rows = len(json.loads(client.get("/gpu/activity", **one_worker(), **field))["rows"])

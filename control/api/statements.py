@@ -80,11 +80,9 @@ WHERE wanted
 ORDER BY increases.time DESC, {key} DESC
 """
 
-_SUBJECTS: Final = """
-SELECT {key} FROM {identities}
-WHERE (%(instance_ids)s::text[] IS NULL OR instance_id = ANY (%(instance_ids)s::text[]))
-    AND (%(worker_ids)s::text[] IS NULL OR worker_id = ANY (%(worker_ids)s::text[]))
-"""
+# Whose identity is asked for.
+ASKED: Final = """(%(instance_ids)s::text[] IS NULL OR instance_id = ANY (%(instance_ids)s::text[]))
+    AND (%(worker_ids)s::text[] IS NULL OR worker_id = ANY (%(worker_ids)s::text[]))"""
 
 # The series' last reading before this row, as [clock, value]: rows of a stock collector hold a part of the columns
 # each, so the row before may have none. Arrays compare by their first element first.
@@ -154,7 +152,7 @@ def _rollup_columns(family: Family) -> list[str]:
 
 def subjects(key: str, identities: LiteralString) -> Composed:
     """The keys that are asked for."""
-    return SQL(_SUBJECTS).format(key=Identifier(key), identities=SQL(identities))
+    return SQL("SELECT {} FROM {} WHERE {}").format(Identifier(key), SQL(identities), SQL(ASKED))
 
 
 def _each_counter(family: Family, template: str) -> Composed:

@@ -36,9 +36,11 @@ _NAMED: Final = """
 SELECT shown.*, named.*
 FROM (SELECT array_agg({key}) AS keys, {columns} FROM ({rows}) AS row) AS shown
 CROSS JOIN LATERAL (
-    SELECT array_agg({key}), {names} FROM {identities} WHERE {key} IN (SELECT unnest(shown.keys))
+    SELECT array_agg({key}), {names} FROM {identities} WHERE {named}
 ) AS named
 """
+# Where all are asked for; of some, all of them are named: they are found sooner than those that are shown.
+_SHOWN: Final = "{key} IN (SELECT unnest(shown.keys))"
 
 
 async def gpu(call: Call[GpuQuery, Nothing]) -> web.Response:
@@ -78,12 +80,13 @@ def statement(family: Family, asked: ActivityParameters) -> bytes:
     """The query that answers it, in one row: an array a field, null where there is nothing; where rows have a key, the
     keys come first, and last each key once and an array a name. Rows of their own cost the driver, and rows as JSON the
     database, several times as much."""
-    return _statement(family, asked.granularity, asked.group, asked.fields)
+    is_of_some = asked.instance_ids is not None or asked.worker_ids is not None
+    return _statement(family, asked.granularity, asked.group, asked.fields, is_of_some)
 
 
 @lru_cache(STATEMENTS_KEPT)
 def _statement(
-    family: Family, granularity: Granularity, group: Grouping | None, wanted: frozenset[str] | None
+    family: Family, granularity: Granularity, group: Grouping | None, wanted: frozenset[str] | None, is_of_some: bool
 ) -> bytes:
     level = LEVELS[granularity]
     if group is None:
@@ -95,8 +98,10 @@ def _statement(
     parts: dict[str, Composable] = {"columns": _arrays(fields), "rows": rows}
     if not names:
         return SQL(_COLUMNS).format(**parts).as_bytes()
+    key = Identifier(family.key if group is None else "worker_key")
     parts |= {
-        "key": Identifier(family.key if group is None else "worker_key"),
+        "key": key,
+        "named": SQL(statements.ASKED) if is_of_some else SQL(_SHOWN).format(key=key),
         "names": _arrays(names.values()),
         "identities": SQL(family.identities if group is None else "workers"),
     }
