@@ -160,13 +160,17 @@ class Database:
             async with self._pool.connection() as connection:
                 try:
                     return await _read(connection, statement, parameters, binary)
-                except psycopg.OperationalError:
+                except psycopg.OperationalError as error:
                     if not connection.closed:
                         raise
+                    ended = error
             # It ended after the pool looked at it. Reading twice harms nobody.
             await self._pool.check()
-            async with self._pool.connection(RECONNECT_SECONDS) as connection:
-                return await _read(connection, statement, parameters, binary)
+            try:
+                async with self._pool.connection(RECONNECT_SECONDS) as connection:
+                    return await _read(connection, statement, parameters, binary)
+            except PoolTimeout:
+                raise ended from None
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

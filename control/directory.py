@@ -93,7 +93,7 @@ async def keep(settings: DatabaseSettings, database: Database, directory: Direct
 
 
 async def _read(directory: Directory, database: Database, view: FleetView) -> float:
-    """When the directory was read, in monotonic seconds; at once anew if it was not. A busy pool or a slow query is no
+    """When the directory was read, in monotonic seconds: never, if it could not be. A busy pool or a slow query is no
     outage."""
     try:
         await directory.refresh(database, view)

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from control.database import Database
+from control.database import Database, UnavailableError
 from control.directory import PROBE_SECONDS, Directory, keep
 from control.probe import TIMEOUT_SECONDS
 from fleetpulse.database import prepare
@@ -21,7 +21,9 @@ from fleetpulse.settings import ControlSettings, DatabaseSettings
 from fleetpulse.stream.fleet_view import FleetView
 
 WAIT_SECONDS = 20.0
-WAITING = "SELECT FROM pg_stat_activity WHERE application_name = 'fleetpulse-control' AND wait_event_type = 'Lock'"
+_OURS = "SELECT FROM pg_stat_activity WHERE application_name = 'fleetpulse-control' AND"
+WAITING = f"{_OURS} wait_event_type = 'Lock'"
+SLEEPING = f"{_OURS} wait_event = 'PgSleep'"
 
 
 @pytest.fixture
@@ -115,6 +117,18 @@ async def test_a_connection_that_ends_under_a_reading_query_is_made_anew(server:
         finally:
             os.kill(backend, signal.SIGCONT)
         assert await query != [(backend,)]
+
+
+async def test_a_query_whose_database_goes_away_says_so(server: EmbeddedPostgres) -> None:
+    server.start()
+    async with Database(ControlSettings(), DatabaseSettings(url=server.url())) as database:
+        database.accept()
+        with psycopg.connect(server.url(), autocommit=True) as other:
+            query = asyncio.create_task(database.rows("SELECT pg_sleep(8)"))
+            await until(lambda: other.execute(SLEEPING).fetchone() is not None, WAIT_SECONDS)
+            server.kill()
+        with pytest.raises(UnavailableError, match="connection to the database failed"):
+            await query
 
 
 async def test_a_database_that_freezes_while_workers_are_read_from_it_is_away(server: EmbeddedPostgres) -> None:

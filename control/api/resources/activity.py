@@ -39,7 +39,7 @@ CROSS JOIN LATERAL (
     SELECT array_agg({key}), {names} FROM {identities} WHERE {named}
 ) AS named
 """
-# Where all are asked for; of some, all of them are named: they are found sooner than those that are shown.
+# Where nobody in particular is asked for: of all that there ever were, few may be shown.
 _SHOWN: Final = "{key} IN (SELECT unnest(shown.keys))"
 
 
