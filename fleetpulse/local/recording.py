@@ -29,7 +29,7 @@ def recording(folder: Path, name: str, state: Mapping[str, Any], tell: Callable[
     what the database has. The block writes ``simulate.json`` or ``load.json`` into ``folder``.
 
     ``state`` needs ``pids``, ``database_url`` and ``collector_url``; ``proxy_url`` is looked at where there is one.
-    Raises OSError when the database does not answer, or the processes cannot be watched.
+    Raises OSError when the database does not answer or has no tables, or the processes cannot be watched.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in (RUN, SIMULATION, LOAD, PROCESSES):
@@ -47,6 +47,10 @@ def recording(folder: Path, name: str, state: Mapping[str, Any], tell: Callable[
         found = _look(folder, state["database_url"], state["collector_url"], tell)
     except StartError as error:
         raise ChildProcessError(f"the run is not recorded: {error}") from error
+    except psycopg.errors.UndefinedTable as error:
+        raise FileNotFoundError(
+            "the run is not recorded, as no collector has laid the tables of its database: look at the collector's log"
+        ) from error
     except psycopg.Error as error:
         raise ConnectionError(f"the run is not recorded, as its database does not answer: {error}") from error
     finally:

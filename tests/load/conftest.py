@@ -6,7 +6,10 @@ import os
 import shutil
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from fleetpulse.local.processes import Child
 from fleetpulse.report import folder as files
 
 BEGAN = 1_800_000_000.0
+START_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +52,31 @@ def _with_collector(folder: Path, postgres: EmbeddedPostgres, broker: EmbeddedBr
         "FLEETPULSE_COLLECTOR_PORT": str(port),
     }
     collector = Child("collector", [sys.executable, "-m", "fleetpulse", "collector"], folder / "log", environment)
+    url = f"http://{LOOPBACK}:{port}"
     collector.start()
     try:
+        # Until then the database has no tables.
+        collector.wait_until(partial(_is_ready, url), START_SECONDS)
         yield {
             "database_url": postgres.url(),
             "kafka_bootstrap": broker.bootstrap,
-            "collector_url": f"http://{LOOPBACK}:{port}",
+            "collector_url": url,
             "pids": {"postgres": postgres.pid, "broker": broker.child.pid, "collector": collector.pid},
         }
     finally:
         collector.stop()
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+            return True
+    except urllib.error.HTTPError as error:
+        # The error holds the connection.
+        error.close()
+        return False
+    except OSError:
+        return False
 
 
 @pytest.fixture

@@ -97,6 +97,19 @@ def test_a_run_whose_database_is_away_is_told_and_is_no_recording(tmp_path: Path
     assert not (tmp_path / files.RUN).exists()
 
 
+def test_a_run_whose_database_has_no_tables_is_told_whom_to_ask(tmp_path: Path, empty_database_url: str) -> None:
+    state = {"pids": {}, "database_url": empty_database_url, "collector_url": "http://127.0.0.1:1"}
+    simulation = {
+        "gpus": 1,
+        "began_unix_seconds": 1.0,
+        "ended_unix_seconds": 2.0,
+        **{stream: {"acked": 1} for stream in ("heartbeats", "samples")},
+    }
+    with pytest.raises(FileNotFoundError, match="look at the collector's log"), recording(tmp_path, "t", state, quiet):
+        (tmp_path / files.SIMULATION).write_text(json.dumps(simulation))
+    assert not (tmp_path / files.RUN).exists()
+
+
 async def test_messages_wait_for_a_broker_that_is_away_and_none_is_given_up(tmp_path: Path) -> None:
     broker = EmbeddedBroker(tmp_path / "broker", free_port())
     await asyncio.to_thread(broker.start)
