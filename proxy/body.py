@@ -1,11 +1,11 @@
 """The body of a request: read once and shallowly, checked against the limits, forwarded as it came if it can be."""
 
 import re
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
-from fleetpulse.settings import ProxySettings
 from proxy.errors import ProxyError
 
 # Paths whose streams end with the event [DONE] and take stream_options.
@@ -13,9 +13,7 @@ COMPLETIONS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 # ... and the one whose streams end with an event that says so.
 RESPONSES: Final = "/v1/responses"
 
-_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_any: Final = msgspec.json.Decoder()
-_encode: Final = msgspec.json.Encoder().encode
+_ASKS: Final = b'"stream_options":{"include_usage":true},'
 _COUNTS: Final = ("n", "best_of")
 _TOKENS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _LISTS: Final = ("messages", "prompt", "input")
@@ -31,11 +29,46 @@ _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b"[]{}")))
 
 
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """As in the settings."""
+
+    choices: int
+    output_tokens: int
+    messages: int
+
+
+class Known(msgspec.Struct):
+    """The fields that the proxy looks at; prompts stay as their bytes. Of a field that is there twice the last holds,
+    as it does for engines."""
+
+    model: Any = None
+    stream: Any = None
+    stream_options: Any = msgspec.UNSET
+    n: Any = None
+    best_of: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
+    prompt_logprobs: Any = None
+    messages: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
+
+
+_known: Final = msgspec.json.Decoder(Known)
+_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_items: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_encode: Final = msgspec.json.Encoder().encode
+
+
 class Body(msgspec.Struct):
-    """What the proxy needs to know of a body. ``fields`` are the top level's, as their own bytes."""
+    """A request's body, and what it says."""
 
     original: bytes
-    fields: dict[str, msgspec.Raw]
+    known: Known
     model: str
     is_stream: bool
     wants_usage: bool
@@ -43,47 +76,50 @@ class Body(msgspec.Struct):
 
     def for_engine(self, model: str, path: str) -> bytes:
         """The bytes for an engine that calls the model so. The original ones, unless something must change."""
+        original, options = self.original, self.known.stream_options
         asks = self.is_stream and not self.wants_usage and path in COMPLETIONS
         if model == self.model and not asks:
-            return self.original
-        changed = dict(self.fields)
+            return original
+        if model == self.model and options is msgspec.UNSET:
+            # The first brace is the object's own, which is not empty: it has a model.
+            start = original.index(b"{") + 1
+            return b"".join((original[:start], _ASKS, memoryview(original)[start:]))
+        changed = _fields.decode(original)
         changed["model"] = msgspec.Raw(_encode(model))
         if asks:
-            options = _value(self.fields, "stream_options") or {}
-            changed["stream_options"] = msgspec.Raw(_encode(options | {"include_usage": True}))
+            given = options if isinstance(options, dict) else {}
+            changed["stream_options"] = msgspec.Raw(_encode(given | {"include_usage": True}))
         return _encode(changed)
 
     def beginning(self, most: int) -> bytes | None:
         """The first bytes of the prompt, when it has so many."""
-        for name in _LISTS:
-            raw = self.fields.get(name)
-            if raw is not None:
-                start = bytes(memoryview(raw)[:most])
-                return start if len(start) == most else None
-        return None
+        known = self.known
+        raw = known.messages or known.prompt or known.input
+        start = bytes(memoryview(raw)[:most])
+        return start if len(start) == most else None
 
 
-def parse(data: bytes, settings: ProxySettings) -> Body:
+def parse(data: bytes, limits: BodyLimits) -> Body:
     """Read a body. Raises ProxyError with status 400, naming the field."""
     try:
-        fields = _fields.decode(data)
+        known = _known.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProxyError(400, "invalid_json", f"the body must be a JSON object: {error}") from None
     if data.count(b"[") + data.count(b"{") > DEPTH_MOST and not _is_shallow(data):
         raise ProxyError(
             400, "invalid_json", f"the body is nested deeper than {DEPTH_MOST} levels, or has over {PARTS_MOST} parts"
         )
-    model = _value(fields, "model")
+    model, is_stream, options = known.model, known.stream, known.stream_options
     if not isinstance(model, str) or not model:
         raise _wrong("model", "model must be the name of a model")
-    is_stream = _value(fields, "stream") if "stream" in fields else False
     if is_stream is not None and not isinstance(is_stream, bool):
         raise _wrong("stream", "stream must be true or false")
-    wants_usage = False
-    if "stream_options" in fields:
-        wants_usage = _wants_usage(_value(fields, "stream_options"))
-    _check_limits(fields, settings)
-    return Body(data, fields, model, bool(is_stream), wants_usage)
+    wants_usage = options is not msgspec.UNSET and _wants_usage(options)
+    _check_numbers(known, limits)
+    # So many elements have that many commas between them.
+    if data.count(b",") >= limits.messages:
+        _check_lists(known, limits.messages)
+    return Body(data, known, model, bool(is_stream), wants_usage)
 
 
 def _is_shallow(data: bytes) -> bool:
@@ -110,48 +146,31 @@ def _wants_usage(options: Any) -> bool:
     return bool(options.get("include_usage"))
 
 
-def _check_limits(fields: dict[str, msgspec.Raw], settings: ProxySettings) -> None:
+def _check_numbers(known: Known, limits: BodyLimits) -> None:
     """What a client may make an engine do; null is the engine's default."""
     for name in _COUNTS:
-        if name in fields:
-            _check_number(fields, name, 1, settings.choices)
+        if (value := getattr(known, name)) is not None:
+            _check_number(name, value, 1, limits.choices)
     for name in _TOKENS:
-        if name in fields:
-            _check_number(fields, name, 0, settings.output_tokens)
+        if (value := getattr(known, name)) is not None:
+            _check_number(name, value, 0, limits.output_tokens)
     for name in _LOGPROBS:
-        raw = fields.get(name)
-        if raw is not None and bytes(raw) not in (b"true", b"false"):
-            _check_number(fields, name, 0, _LOGPROBS_MOST)
-    for name in _LISTS:
-        raw = fields.get(name)
-        if raw is not None and bytes(memoryview(raw)[:1]) == b"[":
-            count = len(_items.decode(raw))
-            if count > settings.messages:
-                raise _wrong(name, f"{name} has {count} elements, at most {settings.messages} are allowed")
+        if (value := getattr(known, name)) is not None and not isinstance(value, bool):
+            _check_number(name, value, 0, _LOGPROBS_MOST)
 
 
-_items: Final = msgspec.json.Decoder(list[msgspec.Raw])
-
-
-def _check_number(fields: dict[str, msgspec.Raw], name: str, least: int, most: int) -> None:
-    value = _value(fields, name)
-    if value is None:
-        return
+def _check_number(name: str, value: Any, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise _wrong(name, f"{name} must be a whole number")
     if not least <= value <= most:
         raise _wrong(name, f"{name} must be between {least} and {most}")
 
 
-def _value(fields: dict[str, msgspec.Raw], name: str) -> Any:
-    """A field's value; None when it is absent."""
-    raw = fields.get(name)
-    if raw is None:
-        return None
-    try:
-        return _any.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _wrong(name, f"{name} cannot be read: {error}") from None
+def _check_lists(known: Known, most: int) -> None:
+    for name in _LISTS:
+        raw = getattr(known, name)
+        if bytes(memoryview(raw)[:1]) == b"[" and (count := len(_items.decode(raw))) > most:
+            raise _wrong(name, f"{name} has {count} elements, at most {most} are allowed")
 
 
 def _wrong(name: str, message: str) -> ProxyError:

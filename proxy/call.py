@@ -35,21 +35,16 @@ class Call(msgspec.Struct):
 
 
 def correlation_id(*given: str | None) -> str:
-    """The first id a client gave that is fit to be used, or a new one."""
+    """The first id a client gave that is fit to be used, or a new one; it names things and protects nothing."""
     for text in given:
         if text is not None and _CORRELATION_ID.fullmatch(text):
             return text
-    return _hex(16)
+    return random.getrandbits(128).to_bytes(16, "big").hex()
 
 
 def traceparent(given: str | None) -> str:
     """The client's trace context, or the start of a new trace."""
     if given is not None and _TRACEPARENT.fullmatch(given):
         return given
-    made = _hex(24)
+    made = random.getrandbits(192).to_bytes(24, "big").hex()
     return f"00-{made[:32]}-{made[32:]}-00"
-
-
-def _hex(count: int) -> str:
-    """So many random bytes. They name things and protect nothing."""
-    return f"{random.getrandbits(8 * count):0{2 * count}x}"

@@ -13,7 +13,7 @@ from proxy.access import Key
 from proxy.call import correlation_id
 from proxy.errors import ProxyError
 from proxy.pipeline import Request
-from proxy.plain import Plain
+from proxy.plain import Head, Plain
 from proxy.relay.attempts import Attempt
 from proxy.relay.carriage import Result
 from proxy.relay.client import Client
@@ -32,12 +32,16 @@ AHEAD_BYTES: Final = 65_536
 class PlainConnection(asyncio.Protocol):
     """One client. ``idle_since`` is monotonic seconds."""
 
-    __slots__ = ("_client", "_front", "_held", "_is_paused", "_plain", "_request", "_timer", "idle_since", "transport")
+    __slots__ = (
+        *("_client", "_front", "_head", "_held", "_is_paused", "_plain", "_request", "_timer"),
+        *("idle_since", "transport"),
+    )
 
     transport: asyncio.Transport
 
     def __init__(self, front: "Front") -> None:
         self._front = front
+        self._head: Head | None = None
         self._held = bytearray()
         self._plain: Plain | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -87,7 +91,7 @@ class PlainConnection(asyncio.Protocol):
             return
         plain = self._plain
         if plain is None:
-            plain = self._front.read(data)
+            plain = self._front.read(data, self._head)
             if plain is None:
                 self._hand_over(data)
                 return
@@ -113,27 +117,33 @@ class PlainConnection(asyncio.Protocol):
             self.transport.close()
 
     def _begin(self, plain: Plain, data: bytes) -> None:
-        pipeline, headers = self._front.pipeline, plain.headers
-        key = pipeline.known_key(headers.get("authorization"))
+        pipeline, head = self._front.pipeline, plain.head
+        headers = head.headers
+        key = pipeline.known_key(head)
         if key is None:
             self._hand_over(data)
             return
-        self._let_go()
+        self._head = head
+        if self._timer is not None:
+            # It is whole now.
+            self._timer.cancel()
+            self._timer = self._plain = None
+            self._held.clear()
         client = self._client = Client(
             self.transport,
             pipeline.outbox,
             correlation_id(headers.get("x-correlation-id"), headers.get("x-request-id")),
-            is_http_11=True,
+            is_chunked=True,
             keeps_alive=not self._front.is_stopping,
         )
-        request = self._request = pipeline.begin(client, plain.path)
+        request = self._request = pipeline.begin(client, head.path)
         self._carry(request, key, plain, data)
 
     def _carry(self, request: Request, key: Key, plain: Plain, data: bytes) -> None:
         pipeline = self._front.pipeline
         try:
             pipeline.admit(request, key)
-            pipeline.carry(request, key, plain.headers, data[plain.head_size :], self._over)
+            pipeline.carry(request, key, plain.head.headers, data[plain.head_size :], self._over)
         except Exception as error:  # noqa: BLE001 - as at aiohttp's: a fault of ours is one request's, and told
             self._over(error)
 
@@ -160,13 +170,6 @@ class PlainConnection(asyncio.Protocol):
             self._hand_over(b"")
         else:
             self.idle_since = time.monotonic()
-
-    def _let_go(self) -> None:
-        """Of what was held of a request that is whole now."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = self._plain = None
-            self._held.clear()
 
     def _hand_over_held(self) -> None:
         self._hand_over(b"")

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+import msgspec
+
 from fleetpulse.stream.fleet_view import FleetView, WorkerView
 from fleetpulse.stream.heartbeat import Heartbeat
 from fleetpulse.stream.lifecycle import LifecycleEvent
@@ -40,8 +42,7 @@ class Lease(Protocol):
         """The proxy ends: end the answer too, and say so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """Where an engine is."""
 
     host: str

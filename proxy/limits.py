@@ -13,7 +13,7 @@ from proxy.access import Key
 from proxy.errors import ProxyError
 
 _MINUTE: Final = 60.0
-# Keys whose buckets are full again are dropped this often.
+# Keys whose buckets are full again are dropped this often, when there is a new one.
 _SWEEP_SECONDS: Final = 300.0
 
 
@@ -45,10 +45,10 @@ class Month:
 
 @dataclass(slots=True)
 class Limits:
-    """The buckets of all keys."""
+    """The buckets of all keys, by their digests: those are hashed once."""
 
-    requests: dict[UUID, Bucket] = field(default_factory=dict)
-    tokens: dict[UUID, Bucket] = field(default_factory=dict)
+    requests: dict[bytes, Bucket] = field(default_factory=dict)
+    tokens: dict[bytes, Bucket] = field(default_factory=dict)
     months: dict[UUID, Month] = field(default_factory=dict)
     _swept_at: float = 0.0
 
@@ -62,20 +62,19 @@ class Limits:
                 retry_after_seconds=_seconds_left_of_month(time.time()),
             )
         if key.tokens_per_minute is not None:
-            bucket = _bucket(self.tokens, key.key_id, key.tokens_per_minute, now)
+            bucket = self._bucket(self.tokens, key.digest, key.tokens_per_minute, now)
             if bucket.level <= 0:
                 raise _limited(f"{key.tokens_per_minute} tokens a minute", bucket.wait_seconds(1))
         if key.requests_per_minute is not None:
-            bucket = _bucket(self.requests, key.key_id, key.requests_per_minute, now)
+            bucket = self._bucket(self.requests, key.digest, key.requests_per_minute, now)
             if bucket.level < 1:
                 raise _limited(f"{key.requests_per_minute} requests a minute", bucket.wait_seconds(1))
             bucket.level -= 1
-        self._sweep(now)
 
     def charge(self, key: Key, tokens: int, now: float) -> None:
         """Count the tokens that a request has used."""
         if key.tokens_per_minute is not None:
-            _bucket(self.tokens, key.key_id, key.tokens_per_minute, now).level -= tokens
+            self._bucket(self.tokens, key.digest, key.tokens_per_minute, now).level -= tokens
         if key.tokens_per_month is not None:
             self.spend(key.key_id, tokens, time.time())
 
@@ -94,26 +93,26 @@ class Limits:
         month = self.months.get(key_id)
         return month.tokens if month is not None and month.month == _month(time.time()) else 0
 
+    def _bucket(self, buckets: dict[bytes, Bucket], digest: bytes, per_minute: int, now: float) -> Bucket:
+        # A limit of 0 lets nothing through, and divides nothing.
+        rate = max(float(per_minute), 1e-9)
+        bucket = buckets.get(digest)
+        if bucket is None:
+            self._sweep(now)
+            bucket = buckets[digest] = Bucket(rate, rate, now)
+        bucket.refill(rate, now)
+        return bucket
+
     def _sweep(self, now: float) -> None:
         if now - self._swept_at < _SWEEP_SECONDS:
             return
         self._swept_at = now
         for buckets in (self.requests, self.tokens):
-            for key_id in [key_id for key_id, bucket in buckets.items() if now - bucket.at > 2 * _MINUTE]:
-                bucket = buckets[key_id]
+            for digest in [digest for digest, bucket in buckets.items() if now - bucket.at > 2 * _MINUTE]:
+                bucket = buckets[digest]
                 bucket.refill(bucket.per_minute, now)
                 if bucket.level >= bucket.per_minute:
-                    del buckets[key_id]
-
-
-def _bucket(buckets: dict[UUID, Bucket], key_id: UUID, per_minute: int, now: float) -> Bucket:
-    # A limit of 0 lets nothing through, and divides nothing.
-    rate = max(float(per_minute), 1e-9)
-    bucket = buckets.get(key_id)
-    if bucket is None:
-        bucket = buckets[key_id] = Bucket(rate, rate, now)
-    bucket.refill(rate, now)
-    return bucket
+                    del buckets[digest]
 
 
 def _limited(what: str, seconds: float) -> ProxyError:

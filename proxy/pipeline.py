@@ -17,11 +17,12 @@ from proxy.access_reader import Access
 from proxy.account import outcome
 from proxy.affinity import hash64
 from proxy.authenticate import authenticate, digest_of
-from proxy.body import COMPLETIONS, RESPONSES, Body
+from proxy.body import COMPLETIONS, RESPONSES, Body, BodyLimits
 from proxy.call import Call, traceparent
 from proxy.errors import ProxyError
 from proxy.limits import Limits
 from proxy.metrics import NO_MODEL, ProxyMetrics
+from proxy.plain import Head
 from proxy.relay.attempts import Attempt, Attempts
 from proxy.relay.carriage import Carriage, Result
 from proxy.relay.client import Client
@@ -72,22 +73,30 @@ class Pipeline:
     in_flight: int = 0
     paths: frozenset[str] = field(init=False)
     _session_header: str = field(init=False)
+    _body_limits: BodyLimits = field(init=False)
+    _in_flight_most: int = field(init=False)
+    _affinity_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.paths = ENGINE_PATHS | frozenset(self.settings.engine_paths)
-        self._session_header = self.settings.session_header.lower()
+        settings = self.settings
+        self._session_header = settings.session_header.lower()
+        self._body_limits = BodyLimits(settings.choices, settings.output_tokens, settings.messages)
+        self._in_flight_most, self._affinity_bytes = settings.requests_in_flight, settings.prefix_affinity_bytes
 
     def begin(self, client: Client, path: str) -> Request:
         """A request is here; each that has begun must be over() one day."""
         self.in_flight += 1
         return Request(client, path, time.monotonic())
 
-    def known_key(self, authorization: str | None) -> Key | None:
-        """The key of a request if it is known here and good; None is no refusal yet."""
+    def known_key(self, head: Head) -> Key | None:
+        """The key of a plain request if it is known here and good; None is no refusal yet."""
         if self.access.lacking is not None:
             return None
         try:
-            return authenticate(digest_of(authorization), self.access.snapshot)
+            if head.key_digest is None:
+                head.key_digest = digest_of(head.headers.get("authorization"))
+            return authenticate(head.key_digest, self.access.snapshot)
         except ProxyError:
             return None
 
@@ -103,7 +112,7 @@ class Pipeline:
     def admit(self, request: Request, key: Key) -> None:
         """Raises ProxyError: 429 for a key that made enough of them, 503 while there are too many."""
         self.limits.admit(key, request.started_at)
-        if self.in_flight > self.settings.requests_in_flight:
+        if self.in_flight > self._in_flight_most:
             raise ProxyError(503, "overloaded", "the proxy has too many requests under way", retry_after_seconds=1)
 
     def carry(
@@ -113,14 +122,15 @@ class Pipeline:
 
         ``over`` hears once how it ended. Raises ProxyError: 400, 403, 404.
         """
-        body = bodies.parse(data, self.settings)
+        body = bodies.parse(data, self._body_limits)
+        named = headers.get(self._session_header)
         request.call = Call(
             client=request.client,
             path=request.path,
             key=key,
             model=resolve(body.model, key, self.access.snapshot),
             body=body,
-            session=self._session(headers.get(self._session_header), key, body),
+            session=self._session(named, key, body) if named or self._affinity_bytes else None,
             trace_headers=_trace_headers(headers),
             started_at=request.started_at,
         )
@@ -150,8 +160,7 @@ class Pipeline:
 
     def _session(self, named: str | None, key: Key, body: Body) -> int | None:
         """What is to stay on one worker; sessions of different organisations have nothing to do with each other."""
-        most = self.settings.prefix_affinity_bytes
-        beginning = named.encode("utf-8", "surrogateescape") if named else body.beginning(most) if most else None
+        beginning = named.encode("utf-8", "surrogateescape") if named else body.beginning(self._affinity_bytes)
         return hash64(key.organization_id.bytes + beginning) if beginning is not None else None
 
 

@@ -37,7 +37,6 @@ def select(
     bound: Bound,
     now: float,
     tried: Collection[Worker] = (),
-    randomness: random.Random | None = None,
 ) -> Choice:
     """The worker for a request for a model of these names, not one of those ``tried``.
 
@@ -51,9 +50,7 @@ def select(
         return Choice(eligible[0], name)
     if session is not None:
         return Choice(_sticky(eligible, session, bound), name)
-    least = min([worker.load for worker in eligible])
-    equals = [worker for worker in eligible if worker.load == least]
-    return Choice(equals[0] if len(equals) == 1 else (randomness or random).choice(equals), name)
+    return Choice(_least_loaded(eligible), name)
 
 
 def _eligible(fleet: Fleet, serving: Sequence[Worker], tried: Collection[Worker], now: float) -> list[Worker]:
@@ -72,6 +69,18 @@ def _eligible(fleet: Fleet, serving: Sequence[Worker], tried: Collection[Worker]
         elif doubts == least:
             eligible.append(worker)
     return eligible
+
+
+def _least_loaded(eligible: list[Worker]) -> Worker:
+    """Any of those with the least to do."""
+    least, equals = eligible[0].load, []
+    for worker in eligible:
+        load = worker.load
+        if load < least:
+            least, equals = load, [worker]
+        elif load == least:
+            equals.append(worker)
+    return equals[int(random.random() * len(equals))]
 
 
 def _sticky(eligible: list[Worker], session: int, bound: Bound) -> Worker:

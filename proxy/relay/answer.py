@@ -56,11 +56,8 @@ class Head(msgspec.Struct):
     length: int | None
     is_chunked: bool
     keeps_alive: bool
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether the body is server-sent events."""
-        return self.content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
+    is_stream: bool
+    """Whether the body is server-sent events."""
 
 
 def parse_head(data: bytes) -> Head:
@@ -106,6 +103,6 @@ def _head(status: int, is_http_11: bool, headers: list[tuple[bytes, bytes]], spe
         headers = [(name, value) for name, value in headers if name not in named]
         keeps_alive = b"close" not in named and (is_http_11 or b"keep-alive" in named)
     size = 0 if status in (204, 304) else int(length) if length is not None else None
-    return Head(
-        status, special.get(b"content-type", b""), headers, size, coding is not None and size is None, keeps_alive
-    )
+    content_type = special.get(b"content-type", b"")
+    is_stream = content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
+    return Head(status, content_type, headers, size, coding is not None and size is None, keeps_alive, is_stream)

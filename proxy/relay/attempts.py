@@ -79,7 +79,7 @@ class Attempts:
     ) -> None:
         self._settings = settings
         self._fleet = fleet
-        self._pool = pool
+        self.pool = pool
         self._told = told
         self._ejected = ejected
         self._timeouts = Timeouts(
@@ -88,6 +88,7 @@ class Attempts:
             settings.write_timeout_seconds,
             settings.keep_alive_seconds,
         )
+        self._total_seconds, self._event_bytes = settings.total_timeout_seconds, settings.event_bytes
         key = settings.engine_api_key
         self._authorization = f"Authorization: Bearer {key.get_secret_value()}\r\n" if key is not None else ""
         self._bound = Bound(settings.session_load_factor, settings.session_load_slack)
@@ -120,11 +121,6 @@ class Attempts:
             return None
         return choice if not costs or self._budget.take() else None
 
-    def kept_connection(self, choice: Choice) -> EngineConnection | None:
-        """An idle connection to the worker."""
-        assert choice.worker.address is not None
-        return self._pool.take(choice.worker.address)
-
     def connect(
         self, choice: Choice, connected: Callable[[EngineConnection], None], told: Callable[[Ending], None]
     ) -> "asyncio.Task[None]":
@@ -139,7 +135,7 @@ class Attempts:
     ) -> None:
         assert choice.worker.address is not None
         try:
-            connection = await self._pool.connect(choice.worker.address)
+            connection = await self.pool.connect(choice.worker.address)
         except (OSError, TimeoutError) as error:
             told(Ending("lost", f"no connection ({type(error).__name__})", lost=True))
         else:
@@ -154,10 +150,10 @@ class Attempts:
             call.client,
             connection,
             self._timeouts,
-            call.started_at + self._settings.total_timeout_seconds,
+            call.started_at + self._total_seconds,
             needs="done" if is_completion else "response" if call.path == RESPONSES else "nothing",
             strips_usage=is_completion and not call.body.wants_usage,
-            event_bytes=self._settings.event_bytes,
+            event_bytes=self._event_bytes,
             release=self._release,
             told=told,
         )
@@ -165,7 +161,7 @@ class Attempts:
         return exchange
 
     def _release(self, connection: EngineConnection) -> None:
-        self._pool.put(connection, time.monotonic())
+        self.pool.put(connection, time.monotonic())
 
     def book(self, call: Call, attempt: Attempt) -> None:
         """Take note of an attempt that is over."""

@@ -100,7 +100,8 @@ class Carriage:
         self._choice, self._exchange = choice, None
         self._started, self._started_unix_nano = time.monotonic(), time.time_ns()
         choice.worker.hold(self)
-        connection = self._attempts.kept_connection(choice)
+        assert choice.worker.address is not None
+        connection = self._attempts.pool.take(choice.worker.address)
         if connection is not None:
             self.connected(connection)
         else:

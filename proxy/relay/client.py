@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final, Protocol
 
+import msgspec
+
 from proxy.relay.outbox import Outbox
 
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
@@ -24,26 +26,16 @@ class Listener(Protocol):
         """Its connection is closed."""
 
 
-class Client:
-    """One request's way back. HTTP/1.0 has no chunks: there a body of unknown length ends with the connection."""
+class Client(msgspec.Struct, eq=False):
+    """One request's way back. Without chunks (HTTP/1.0) a body of unknown length ends with the connection."""
 
-    __slots__ = ("correlation_id", "head_sent", "is_chunked", "keeps_alive", "listener", "outbox", "transport")
-
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        outbox: Outbox,
-        correlation_id: str,
-        is_http_11: bool,
-        keeps_alive: bool,
-    ) -> None:
-        self.transport = transport
-        self.outbox = outbox
-        self.correlation_id = correlation_id
-        self.is_chunked = is_http_11
-        self.keeps_alive = keeps_alive
-        self.head_sent = False
-        self.listener: Listener | None = None
+    transport: asyncio.Transport
+    outbox: Outbox
+    correlation_id: str
+    is_chunked: bool
+    keeps_alive: bool
+    head_sent: bool = False
+    listener: Listener | None = None
 
     def head(
         self, status: int, content_type: bytes, length: int | None, headers: Iterable[tuple[bytes, bytes]] = ()
@@ -67,7 +59,7 @@ class Client:
             lines.append(b"Connection: close")
         elif not self.is_chunked:
             lines.append(b"Connection: keep-alive")
-        lines += [b"%b: %b" % header for header in headers]
+        lines.extend(map(b"%b: %b".__mod__, headers))
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def frame(self, body: bytes) -> bytes:

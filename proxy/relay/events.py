@@ -34,23 +34,20 @@ class _Event(msgspec.Struct):
 _event: Final = msgspec.json.Decoder(_Event)
 
 
-class Events:
+class Events(msgspec.Struct):
     """One stream. ``strips_usage`` drops the event that only tells the usage, which the client did not ask for."""
 
-    __slots__ = ("_held", "_last", "_limit", "_strips_usage", "count", "done", "failed", "usage")
-
-    def __init__(self, strips_usage: bool, limit_bytes: int) -> None:
-        self._strips_usage = strips_usage
-        self._limit = limit_bytes
-        self._held = bytearray()
-        self._last = b""
-        self.count = 0
-        """Events that went on."""
-        self.done = False
-        """Whether [DONE] has come; what comes after it is dropped."""
-        self.failed = False
-        """Whether the engine told of an error in the stream."""
-        self.usage: Usage | None = None
+    strips_usage: bool
+    limit_bytes: int
+    count: int = 0
+    """Events that went on."""
+    done: bool = False
+    """Whether [DONE] has come; what comes after it is dropped."""
+    failed: bool = False
+    """Whether the engine told of an error in the stream."""
+    usage: Usage | None = None
+    _held: bytearray = msgspec.field(default_factory=bytearray)
+    _last: bytes = b""
 
     @property
     def is_between(self) -> bool:
@@ -95,7 +92,7 @@ class Events:
             whole = bytes(held[:end])
             del held[:end]
         else:
-            end = _last_end(data, 0)
+            end = len(data) if data.endswith(b"\n\n") else _last_end(data, 0)
             if end != len(data):
                 held += data[end:]
                 self._check(held)
@@ -108,8 +105,8 @@ class Events:
         return whole
 
     def _check(self, held: bytearray) -> None:
-        if len(held) > self._limit:
-            raise MalformedAnswerError(f"an event of more than {self._limit} bytes")
+        if len(held) > self.limit_bytes:
+            raise MalformedAnswerError(f"an event of more than {self.limit_bytes} bytes")
 
     def _look(self, whole: bytes) -> bytes:
         """Take note of what the events say, and leave out those that are not for the client."""
@@ -143,7 +140,7 @@ class Events:
         usage = told.usage or (told.response.told() if told.response is not None else None)
         if usage is not None:
             self.usage = usage
-        return not (self._strips_usage and usage is not None and told.choices == [])
+        return not (self.strips_usage and usage is not None and told.choices == [])
 
 
 def _last_end(data: bytes | bytearray, start: int) -> int:

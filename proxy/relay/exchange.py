@@ -63,8 +63,11 @@ def _tell_nobody(_: Ending) -> None:
 
 def _of_stream(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Headers of a stream's answer: servers in front must neither collect nor keep it (nginx does by itself)."""
-    there = {name for name, _ in headers}
-    return headers + [header for header in _STREAM_HEADERS if header[0] not in there]
+    there, headers = dict(headers), headers.copy()
+    for header in _STREAM_HEADERS:
+        if header[0] not in there:
+            headers.append(header)
+    return headers
 
 
 class Exchange:
@@ -142,7 +145,12 @@ class Exchange:
             self._client.write(data)
             return
         try:
-            self._feed(data)
+            if self._rest:
+                self._feed_rest(data)
+            elif self._framing is None:
+                self._feed_head(data)
+            else:
+                self._feed_body(self._framing, data)
         except MalformedAnswerError as error:
             self._fail("malformed", str(error))
 
@@ -188,37 +196,29 @@ class Exchange:
         """End in whatever state this is, and free the connection; does nothing after the end."""
         self._end(Ending("cancelled"))
 
-    def _feed(self, data: bytes) -> None:
-        if self._rest:
-            self._feed_rest(data)
-        elif self._framing is None:
-            self._feed_head(data)
-        else:
-            self._feed_body(self._framing, data)
-
     def _feed_head(self, data: bytes) -> None:
         if self.first_at is None:
             self.first_at = self._touched
-        self._buffer += data
-        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
-            head = parse_head(bytes(self._buffer[:end]))
-            rest = bytes(self._buffer[end + 4 :])
+        if self._buffer:
+            data = bytes(self._buffer) + data
             self._buffer.clear()
+        while (end := data.find(b"\r\n\r\n")) >= 0:
+            head, data = parse_head(data[:end]), data[end + 4 :]
             if head.status >= 200:
                 break
             if head.status == 101:
                 raise MalformedAnswerError("it switches protocols, which nobody asked for")
-            self._buffer += rest
         else:
-            if len(self._buffer) > HEAD_BYTES:
+            if len(data) > HEAD_BYTES:
                 raise MalformedAnswerError("its head is too large")
+            self._buffer += data
             return
         if 300 <= head.status < 400:
             raise MalformedAnswerError("it redirects")
         self.head = head
         self._is_streaming = head.is_stream and head.status == 200
         self._framing = framing_of(head)
-        self._feed_body(self._framing, rest)
+        self._feed_body(self._framing, data)
 
     def _feed_body(self, framing: Framing, data: bytes) -> None:
         body = framing.feed(data) if data else b""

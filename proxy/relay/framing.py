@@ -3,6 +3,8 @@
 import re
 from typing import Final, Protocol
 
+import msgspec
+
 from proxy.relay.answer import Head, MalformedAnswerError
 
 # A chunk's size is at most eight hex digits: 4 GiB; extensions have no use here.
@@ -69,19 +71,16 @@ class Unsized:
         return True
 
 
-class Chunked:
+class Chunked(msgspec.Struct):
     """A body in chunks. Trailers are dropped."""
 
-    __slots__ = ("_after_chunk", "_in_trailer", "_left", "_partial", "_trailer_bytes", "ended", "surplus")
-
-    def __init__(self) -> None:
-        self._left = 0
-        self._after_chunk = False
-        self._in_trailer = False
-        self._trailer_bytes = 0
-        self._partial = b""
-        self.ended = False
-        self.surplus = False
+    ended: bool = False
+    surplus: bool = False
+    _left: int = 0
+    _after_chunk: bool = False
+    _in_trailer: bool = False
+    _trailer_bytes: int = 0
+    _partial: bytes = b""
 
     def is_whole_chunk(self, data: bytes) -> bool:
         """Whether the bytes are exactly one chunk of a body whose last chunk is complete; then they need no feed()."""

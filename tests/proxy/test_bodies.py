@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from fleetpulse.settings import ProxySettings
-from proxy.body import DEPTH_MOST, PARTS_MOST, parse
+from proxy.body import DEPTH_MOST, PARTS_MOST, BodyLimits, parse
 from proxy.errors import ProxyError
 
 MODEL = "acme/mock-model"
+LIMITS = BodyLimits(choices=128, output_tokens=100_000, messages=10_000)
 
 
 @pytest.fixture
@@ -73,13 +73,13 @@ def test_a_body_may_be_nested_so_deep_and_no_deeper() -> None:
     def nested(depth: int) -> bytes:
         return b'{"model": "a", "tools": ' + b'[{"x":' * depth + b'"}]\\""' + b"}]" * depth + b"}"
 
-    assert parse(nested(DEPTH_MOST // 2 - 1), ProxySettings()).model == "a"
+    assert parse(nested(DEPTH_MOST // 2 - 1), LIMITS).model == "a"
     for depth in (DEPTH_MOST // 2, DEPTH_MOST, 2 * DEPTH_MOST - 60):
         with pytest.raises(ProxyError, match="nested"):
-            parse(nested(depth), ProxySettings())
+            parse(nested(depth), LIMITS)
     # Many values beside each other are not deep, nor is a text about brackets.
     flat = b'{"model": "a", "messages": [' + b'{"x": []},' * 4_000 + b'"' + b"[" * 4_000 + b'"]}'
-    assert parse(flat, ProxySettings()).model == "a"
+    assert parse(flat, LIMITS).model == "a"
 
 
 SAID_TWICE = {
@@ -104,13 +104,13 @@ def test_a_body_of_endless_parts_is_refused_before_its_levels_are_counted(part: 
     """32 MB of brackets in brackets would hold up everybody for ten seconds."""
     body = b'{"model":"a","x":[' + DEEP * 2 + part * 2 * PARTS_MOST + b"1]}"
     with pytest.raises(ProxyError, match="parts"):
-        parse(body, ProxySettings())
+        parse(body, LIMITS)
 
 
 @pytest.mark.parametrize("text", [rb"\"[", rb"[\\\"[", rb"\\\\"])
 def test_brackets_in_texts_are_no_levels(text: bytes) -> None:
     body = b'{"model":"a","x":[' + DEEP * 2 + b'"' + text * 300 + b'"]}'
-    assert parse(body, ProxySettings()).model == "a"
+    assert parse(body, LIMITS).model == "a"
 
 
 async def test_a_body_that_is_too_large_is_refused(ready) -> None:
