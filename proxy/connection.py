@@ -13,7 +13,7 @@ from proxy.access import Key
 from proxy.call import correlation_id
 from proxy.errors import ProxyError
 from proxy.pipeline import Request
-from proxy.plain import Head, Plain
+from proxy.plain import Head, Plain, read_again
 from proxy.relay.attempts import Attempt
 from proxy.relay.carriage import Result
 from proxy.relay.client import Client
@@ -91,8 +91,10 @@ class PlainConnection(asyncio.Protocol):
             return
         plain = self._plain
         if plain is None:
-            plain = self._front.read(data, self._head)
-            if plain is None:
+            front = self._front
+            if self._head is not None:
+                plain = read_again(self._head, data, front.body_bytes)
+            if plain is None and (plain := front.read(data)) is None:
                 self._hand_over(data)
                 return
         if self._held:

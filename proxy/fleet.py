@@ -49,11 +49,8 @@ class Address(msgspec.Struct, frozen=True):
     port: int
     tls: bool
     base_path: str
-
-    @property
-    def authority(self) -> str:
-        """Host and port as a Host header has them."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+    authority: str
+    """Host and port as a Host header has them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -243,7 +240,8 @@ def parse_address(url: str | None) -> Address | None:
         if address.is_link_local or address.is_multicast or address.is_unspecified:
             return None
     tls = parts.scheme == "https"
-    return Address(host, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
+    port = port or (443 if tls else 80)
+    return Address(host, port, tls, parts.path.rstrip("/"), f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
 def clock() -> float:

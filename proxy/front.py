@@ -10,7 +10,7 @@ from fleetpulse.settings import ProxySettings
 from fleetpulse.telemetry import logger
 from proxy.connection import PlainConnection
 from proxy.pipeline import Pipeline
-from proxy.plain import Head, Plain, read_again, read_plain
+from proxy.plain import Plain, read_plain
 from proxy.seldom import Seldom
 from proxy.server import ClientConnection
 
@@ -37,7 +37,7 @@ class Front(web.Server):
         self._loop = asyncio.get_running_loop()
         self._malformed = malformed
         self._settings = settings
-        self._body_bytes = settings.body_bytes
+        self.body_bytes = settings.body_bytes
         self._options: dict[str, Any] = {
             "access_log": None,
             "logger": _log,
@@ -58,10 +58,8 @@ class Front(web.Server):
         """Who takes over a connection whose client sends something that is not plain."""
         return ClientConnection(self._malformed, self, loop=self._loop, **self._options)
 
-    def read(self, data: bytes, last: Head | None) -> Plain | None:
-        """The plain request that the data begin with; ``last`` is the head of the one before."""
-        if last is not None and (again := read_again(last, data, self._body_bytes)) is not None:
-            return again
+    def read(self, data: bytes) -> Plain | None:
+        """The plain request that the data begin with."""
         limits = self._settings
         return read_plain(data, self.pipeline.paths, limits.headers, limits.header_bytes, limits.body_bytes)
 

@@ -10,8 +10,9 @@ HEADERS: Final = 128
 # Statuses that say that the engine failed; any other, 501 for what it cannot do among them, is about the request.
 FAILURES: Final = frozenset({500, 502, 503, 504})
 
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_HEADERS: Final = re.compile(rb"(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)*")
+_STATUS: Final = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?"
+_STATUS_LINE: Final = re.compile(_STATUS)
+_HEAD: Final = re.compile(_STATUS + rb"(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)*")
 _LENGTH: Final = re.compile(rb"[0-9]{1,15}")
 # What these say decides where the body ends, and whether it can be read.
 _ONCE: Final = frozenset({b"content-length", b"transfer-encoding", b"content-encoding"})
@@ -62,14 +63,13 @@ class Head(msgspec.Struct):
 
 def parse_head(data: bytes) -> Head:
     """Read a head, its last empty line left out. Raises MalformedAnswerError."""
+    found = _HEAD.fullmatch(data)
     first, *lines = data.split(b"\r\n")
-    status_line = _STATUS_LINE.fullmatch(first)
-    if status_line is None:
-        raise MalformedAnswerError("the status line is not HTTP/1.1")
+    if found is None:
+        has_status = _STATUS_LINE.fullmatch(first) is not None
+        raise MalformedAnswerError("a header is malformed" if has_status else "the status line is not HTTP/1.1")
     if len(lines) > HEADERS:
         raise MalformedAnswerError(f"more than {HEADERS} headers")
-    if not _HEADERS.fullmatch(data, len(first)):
-        raise MalformedAnswerError("a header is malformed")
     headers: list[tuple[bytes, bytes]] = []
     special: dict[bytes, bytes] = {}
     for line in lines:
@@ -83,8 +83,7 @@ def parse_head(data: bytes) -> Head:
             special[name] += b"," + value
         else:
             special[name] = value
-    status = int(status_line[2])
-    return _head(status, status_line[1] == b"1", headers, special)
+    return _head(int(found[2]), found[1] == b"1", headers, special)
 
 
 def _head(status: int, is_http_11: bool, headers: list[tuple[bytes, bytes]], special: dict[bytes, bytes]) -> Head:

@@ -144,7 +144,8 @@ class Attempts:
     def send(
         self, call: Call, choice: Choice, connection: EngineConnection, told: Callable[[Ending], None]
     ) -> Exchange:
-        """Send the request on a connection."""
+        """Send the request on a connection; what is to become of the answer is seen to while the engine reads it."""
+        call.client.outbox.put(connection.transport, request_bytes(call, choice, self._authorization))
         is_completion = call.path in COMPLETIONS
         exchange = Exchange(
             call.client,
@@ -157,7 +158,7 @@ class Attempts:
             release=self._release,
             told=told,
         )
-        exchange.start(request_bytes(call, choice, self._authorization))
+        exchange.start()
         return exchange
 
     def _release(self, connection: EngineConnection) -> None:

@@ -128,12 +128,11 @@ class Exchange:
         """Events relayed."""
         return self._events.count
 
-    def start(self, request: bytes) -> None:
-        """Send the request; the answer comes by itself."""
+    def start(self) -> None:
+        """The request was sent; the answer comes by itself."""
         self._connection.reader = self
         self._client.listener = self
         self.sent_at = self._touched = time.monotonic()
-        self._client.outbox.put(self._connection.transport, request)
         # As soon as anything can be due; most answers are over by then.
         self._arm(min(self._timeouts.least, self._deadline - self.sent_at))
 
@@ -221,6 +220,8 @@ class Exchange:
         self._feed_body(self._framing, data)
 
     def _feed_body(self, framing: Framing, data: bytes) -> None:
+        if self._is_streaming and self.first_event_at is None and self._passes_first(framing, data):
+            return
         body = framing.feed(data) if data else b""
         if body:
             if self._is_streaming:
@@ -232,19 +233,32 @@ class Exchange:
         if framing.ended or (self._events.done and self._needs == "done"):
             self._body_ended()
 
+    def _passes_first(self, framing: Framing, data: bytes) -> bool:
+        """Whether a stream's first bytes are a whole chunk with whole events; then they went on as they are."""
+        if not (self._client.is_chunked and isinstance(framing, Chunked)):
+            return False
+        if not (framing.is_whole_chunk(data) and self._events.passes_whole(data)):
+            return False
+        self._begin_stream(data)
+        return True
+
     def _pass_events(self, events: bytes) -> None:
         if not events:
             return
-        client = self._client
-        out = client.frame(events)
+        out = self._client.frame(events)
         if self.first_event_at is None:
-            assert self.head is not None
-            self.first_event_at = self._touched
-            out = client.head(200, self.head.content_type, None, _of_stream(self.head.headers)) + out
-            client.head_sent = True
-            if client.is_chunked and isinstance(self._framing, Chunked):
-                self._chunks = self._framing
-        client.write(out)
+            self._begin_stream(out)
+        else:
+            self._client.write(out)
+
+    def _begin_stream(self, first: bytes) -> None:
+        client, head = self._client, self.head
+        assert head is not None
+        self.first_event_at = self._touched
+        client.head_sent = True
+        if client.is_chunked and isinstance(self._framing, Chunked):
+            self._chunks = self._framing
+        client.write(client.head(200, head.content_type, None, _of_stream(head.headers)) + first)
 
     def _pass(self, body: bytes) -> None:
         """An answer that is no stream: held while it is small."""

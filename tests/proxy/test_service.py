@@ -285,7 +285,7 @@ def test_no_write_waits_for_an_acknowledgement(new_loop, until) -> None:
 
         listener = await listen(Quiet, "127.0.0.1", 0, shared=False)
         pool = Pool(idle_seconds=1, idle_most=1, connect_timeout_seconds=5)
-        engine = await pool.connect(Address("127.0.0.1", listener.port, False, ""))
+        engine = await pool.connect(Address("127.0.0.1", listener.port, False, "", "engine"))
         try:
             await until(lambda: clients, "the connection")
             return [
