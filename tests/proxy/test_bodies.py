@@ -96,6 +96,50 @@ async def test_of_what_is_said_twice_the_last_holds_as_it_does_for_engines(ready
             assert (body, answer.status) == (body, status)
 
 
+CHAT = "/v1/chat/completions"
+ASKED = b'"stream_options":{"include_usage":true}'
+FOR_ENGINE = {
+    "nothing to change": (b' {"model":"a", "x": 1e2}', "a", b' {"model":"a", "x": 1e2}'),
+    "usage to ask for": (
+        b' { "x":{"stream_options":1}, "model":"a","stream":true} ',
+        "a",
+        b" {" + ASKED + b', "x":{"stream_options":1}, "model":"a","stream":true} ',
+    ),
+    "options without it": (
+        b'{"model":"a","stream":true,"stream_options":{"y":[1]}}',
+        "a",
+        b'{"model":"a","stream":true,"stream_options":{"y":[1],"include_usage":true}}',
+    ),
+    "options that are null": (
+        b'{"stream_options":null,"model":"a","stream":true}',
+        "a",
+        b"{" + ASKED + b',"model":"a","stream":true}',
+    ),
+    "options under a name in other letters": (
+        rb'{"model":"a","stream":true,"stream\u005foptions":{"include_usage":false}}',
+        "a",
+        b'{"model":"a","stream":true,' + ASKED + b"}",
+    ),
+    "usage that the client asks for": (
+        b'{"model":"a","stream":true,' + ASKED + b"}",
+        "a",
+        b'{"model":"a","stream":true,' + ASKED + b"}",
+    ),
+    "another name": (b'{"model":"a", "x": 1e2}', "b", b'{"model":"b","x":1e2}'),
+    "another name, and usage to ask for": (
+        b'{"model":"a","stream":true}',
+        "b",
+        b'{"model":"b","stream":true,' + ASKED + b"}",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FOR_ENGINE)
+def test_an_engine_gets_the_client_s_bytes_unless_something_must_change(what: str) -> None:
+    given, model, expected = FOR_ENGINE[what]
+    assert parse(given, LIMITS).for_engine(model, CHAT) == expected
+
+
 DEEP = b"[" * 100 + b"]" * 100 + b","
 
 

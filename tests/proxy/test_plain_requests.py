@@ -8,7 +8,7 @@ import json
 import pytest
 
 from proxy.call import Call
-from proxy.plain import read_plain
+from proxy.plain import Plain, read_again, read_plain
 from proxy.relay.carriage import Carriage
 from proxy.relay.exchange import Exchange
 
@@ -91,6 +91,45 @@ NOT_PLAIN = {
 @pytest.mark.parametrize("what", NOT_PLAIN)
 def test_it_is_not_plain(what) -> None:
     assert read(NOT_PLAIN[what]) is None
+
+
+def again(data: bytes, after: bytes) -> Plain | None:
+    """The request as one that follows ``after``."""
+    return read_again(read(after).head, data, body_most=10_000)
+
+
+@pytest.mark.parametrize("size", [0, 9, 10, 123, 10_000])
+def test_a_head_that_differs_in_the_body_s_length_alone_is_known_again(size) -> None:
+    data = post(b"X-A: b", body=b" " * size)
+    assert again(data, after=post(b"X-A: b")) == Plain(read(data).head, len(data) - size, len(data))
+    assert again(data[: len(data) - size], after=post(b"X-A: b")).size == len(data)
+
+
+@pytest.mark.parametrize("what", NOT_PLAIN)
+def test_what_is_not_plain_is_not_known_again(what) -> None:
+    assert again(NOT_PLAIN[what], after=post()) is None
+
+
+def test_a_head_is_known_again_only_if_it_would_be_read_so() -> None:
+    """Whichever byte is another one, is missing or is there besides."""
+    first = post(b"X-A: b", body=b"")
+    read_as, known = read(first), 0
+    assert read_as is not None
+    for at in range(len(first)):
+        for byte in b"09+-aX:; \t\r\n\x00\xff":
+            for changed in (
+                first[:at] + bytes([byte]) + first[at + (kind != "added") :] for kind in ("other", "added")
+            ):
+                found = read_again(read_as.head, changed, body_most=10_000)
+                whole = read(changed)
+                known += found is not None
+                assert found is None or (found.size, found.head_size, found.head.headers) == (
+                    whole.size,
+                    whole.head_size,
+                    whole.head.headers,
+                ), changed
+        assert again(first[:at] + first[at + 1 :], after=first) is None
+    assert known > 10
 
 
 @pytest.fixture
@@ -237,6 +276,14 @@ async def test_an_unknown_key_is_refused_in_the_same_words(plain, talk) -> None:
     talk.send(post(body=BODY).replace(b"{key}", b"fp_unknown"))
     status, body = await talk.answer()
     assert (status, json.loads(body)["error"]["code"]) == (401, "invalid_api_key")
+
+
+async def test_a_connection_goes_on_with_the_key_of_each_request(plain, talk) -> None:
+    for _ in range(2):
+        talk.send(post(body=BODY))
+        assert (await talk.answer())[0] == 200
+    talk.send(post(body=BODY).replace(b"{key}", b"fp_" + b"u" * (len(plain.key) - 3)))
+    assert (await talk.answer())[0] == 401
 
 
 async def test_a_fault_of_ours_at_a_request_s_end_is_told_and_leaves_no_client_waiting(
