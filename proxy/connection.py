@@ -9,7 +9,6 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 
 from proxy import errors
-from proxy.access import Key
 from proxy.call import correlation_id
 from proxy.errors import ProxyError
 from proxy.pipeline import Request
@@ -139,13 +138,9 @@ class PlainConnection(asyncio.Protocol):
             keeps_alive=not self._front.is_stopping,
         )
         request = self._request = pipeline.begin(client, head.path)
-        self._carry(request, key, plain, data)
-
-    def _carry(self, request: Request, key: Key, plain: Plain, data: bytes) -> None:
-        pipeline = self._front.pipeline
         try:
             pipeline.admit(request, key)
-            pipeline.carry(request, key, plain.head.headers, data[plain.head_size :], self._over)
+            pipeline.carry(request, key, headers, data[plain.head_size :], self._over)
         except Exception as error:  # noqa: BLE001 - as at aiohttp's: a fault of ours is one request's, and told
             self._over(error)
 

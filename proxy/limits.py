@@ -25,11 +25,6 @@ class Bucket:
     level: float
     at: float
 
-    def refill(self, per_minute: float, now: float) -> None:
-        """Bring the level up to date; a limit that was changed holds from now on."""
-        self.level = min(per_minute, self.level + (now - self.at) * per_minute / _MINUTE)
-        self.per_minute, self.at = per_minute, now
-
     def wait_seconds(self, wanted: float) -> float:
         """Time until the level is ``wanted``; 0 when it is there."""
         return max(0.0, (wanted - self.level) * _MINUTE / self.per_minute)
@@ -100,7 +95,9 @@ class Limits:
         if bucket is None:
             self._sweep(now)
             bucket = buckets[digest] = Bucket(rate, rate, now)
-        bucket.refill(rate, now)
+        # A limit that was changed holds from now on.
+        bucket.level = min(rate, bucket.level + (now - bucket.at) * rate / _MINUTE)
+        bucket.per_minute, bucket.at = rate, now
         return bucket
 
     def _sweep(self, now: float) -> None:
@@ -110,8 +107,7 @@ class Limits:
         for buckets in (self.requests, self.tokens):
             for digest in [digest for digest, bucket in buckets.items() if now - bucket.at > 2 * _MINUTE]:
                 bucket = buckets[digest]
-                bucket.refill(bucket.per_minute, now)
-                if bucket.level >= bucket.per_minute:
+                if bucket.wait_seconds(bucket.per_minute) <= now - bucket.at:
                     del buckets[digest]
 
 

@@ -1,6 +1,7 @@
 """The head of an engine's answer, read strictly: whatever is not plain HTTP/1.1 is refused, never repaired."""
 
 import re
+import string
 from typing import Final
 
 import msgspec
@@ -14,6 +15,10 @@ _STATUS: Final = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?"
 _STATUS_LINE: Final = re.compile(_STATUS)
 _HEAD: Final = re.compile(_STATUS + rb"(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)*")
 _LENGTH: Final = re.compile(rb"[0-9]{1,15}")
+_DATE_NAME: Final = b"\r\ndate:"
+_DATE_CHARACTERS: Final = string.ascii_letters.encode() + string.digits.encode() + b" ,:"
+# Servers in front must neither collect nor keep a stream (nginx does by itself).
+_STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 # What these say decides where the body ends, and whether it can be read.
 _ONCE: Final = frozenset({b"content-length", b"transfer-encoding", b"content-encoding"})
 # Of one connection only (RFC 9110, 7.6.1), or made anew for the client.
@@ -58,7 +63,34 @@ class Head(msgspec.Struct):
     is_chunked: bool
     keeps_alive: bool
     is_stream: bool
-    """Whether the body is server-sent events."""
+    """Whether the body is server-sent events, and no engine's failure."""
+
+
+class LastHead(msgspec.Struct, frozen=True):
+    """A head, for the next answer on the same connection. ``start`` and ``rest`` are its bytes around the date."""
+
+    head: Head
+    size: int
+    start: bytes
+    rest: bytes
+
+
+def last_head(data: bytes, head: Head) -> LastHead:
+    """What to know of a head and its bytes."""
+    start = data.lower().find(_DATE_NAME) + len(_DATE_NAME)
+    if start < len(_DATE_NAME):
+        return LastHead(head, len(data), data, b"")
+    end = data.find(b"\r\n", start)
+    return LastHead(head, len(data), data[:start], data[end:] if end >= 0 else b"")
+
+
+def parse_again(last: LastHead, data: bytes) -> Head | None:
+    """The head, if it is the last one but for the date: engines repeat theirs."""
+    start, rest = last.start, last.rest
+    if len(data) != last.size or not data.startswith(start) or not data.endswith(rest):
+        return None
+    date = data[len(start) : len(data) - len(rest)]
+    return None if date.translate(None, _DATE_CHARACTERS) else last.head
 
 
 def parse_head(data: bytes) -> Head:
@@ -103,5 +135,8 @@ def _head(status: int, is_http_11: bool, headers: list[tuple[bytes, bytes]], spe
         keeps_alive = b"close" not in named and (is_http_11 or b"keep-alive" in named)
     size = 0 if status in (204, 304) else int(length) if length is not None else None
     content_type = special.get(b"content-type", b"")
-    is_stream = content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
+    is_stream = status == 200 and content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
+    if is_stream:
+        there = dict(headers)
+        headers = headers + [header for header in _STREAM_HEADERS if header[0] not in there]
     return Head(status, content_type, headers, size, coding is not None and size is None, keeps_alive, is_stream)

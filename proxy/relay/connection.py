@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from proxy.fleet import Address
+from proxy.relay.answer import LastHead
 
 SWEEP_SECONDS: Final = 1.0
 
@@ -24,13 +25,14 @@ class Reader(Protocol):
 class EngineConnection(asyncio.Protocol):
     """One connection; it carries one exchange at a time, and nothing is accepted on it between two."""
 
-    __slots__ = ("_lost", "address", "idle_since", "reader", "transport", "used")
+    __slots__ = ("_lost", "address", "idle_since", "last_head", "reader", "transport", "used")
 
     transport: asyncio.Transport
 
     def __init__(self, address: Address, lost: Callable[["EngineConnection"], None]) -> None:
         self.address = address
         self.reader: Reader | None = None
+        self.last_head: LastHead | None = None
         self.idle_since = 0.0
         self.used = False
         """Whether it carried a request before: then the engine may have closed it just now."""

@@ -13,7 +13,7 @@ import msgspec
 
 from proxy import errors
 from proxy.errors import ProxyError
-from proxy.relay.answer import FAILURES, HEAD_BYTES, Head, MalformedAnswerError, parse_head
+from proxy.relay.answer import FAILURES, HEAD_BYTES, Head, MalformedAnswerError, last_head, parse_again, parse_head
 from proxy.relay.client import Client
 from proxy.relay.connection import EngineConnection
 from proxy.relay.events import Events
@@ -27,7 +27,6 @@ TAIL_BYTES: Final = 65_536
 # After [DONE] the end of the body is a formality; a connection that does not get there is not kept.
 REST_SECONDS: Final = 1.0
 KEEP_ALIVE: Final = b": keep-alive\n\n"
-_STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 Outcome = Literal["relayed", "held", "lost", "timeout", "malformed", "silent", "broken", "client_stalled", "cancelled"]
 """relayed: the whole answer is with the client. held: it is in ``held``, not yet sent. lost, timeout, malformed,
@@ -59,15 +58,6 @@ class Ending(msgspec.Struct, frozen=True):
 
 def _tell_nobody(_: Ending) -> None:
     """What an exchange has to tell after its end."""
-
-
-def _of_stream(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Headers of a stream's answer: servers in front must neither collect nor keep it (nginx does by itself)."""
-    there, headers = dict(headers), headers.copy()
-    for header in _STREAM_HEADERS:
-        if header[0] not in there:
-            headers.append(header)
-    return headers
 
 
 class Exchange:
@@ -202,7 +192,7 @@ class Exchange:
             data = bytes(self._buffer) + data
             self._buffer.clear()
         while (end := data.find(b"\r\n\r\n")) >= 0:
-            head, data = parse_head(data[:end]), data[end + 4 :]
+            head, data = self._head_of(data[:end]), data[end + 4 :]
             if head.status >= 200:
                 break
             if head.status == 101:
@@ -215,9 +205,18 @@ class Exchange:
         if 300 <= head.status < 400:
             raise MalformedAnswerError("it redirects")
         self.head = head
-        self._is_streaming = head.is_stream and head.status == 200
+        self._is_streaming = head.is_stream
         self._framing = framing_of(head)
         self._feed_body(self._framing, data)
+
+    def _head_of(self, data: bytes) -> Head:
+        last = self._connection.last_head
+        head = parse_again(last, data) if last is not None else None
+        if head is None:
+            head = parse_head(data)
+            if head.is_stream:
+                self._connection.last_head = last_head(data, head)
+        return head
 
     def _feed_body(self, framing: Framing, data: bytes) -> None:
         if self._is_streaming and self.first_event_at is None and self._passes_first(framing, data):
@@ -258,7 +257,7 @@ class Exchange:
         client.head_sent = True
         if client.is_chunked and isinstance(self._framing, Chunked):
             self._chunks = self._framing
-        client.write(client.head(200, head.content_type, None, _of_stream(head.headers)) + first)
+        client.write(client.head(200, head.content_type, None, head.headers) + first)
 
     def _pass(self, body: bytes) -> None:
         """An answer that is no stream: held while it is small."""

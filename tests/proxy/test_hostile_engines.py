@@ -5,7 +5,7 @@ import contextlib
 import gzip
 import random
 
-from proxy.relay.answer import MalformedAnswerError, parse_head
+from proxy.relay.answer import Head, MalformedAnswerError, last_head, parse_again, parse_head
 from proxy.relay.events import Events
 from proxy.relay.framing import framing_of
 from proxy.relay.usage import usage_of_answer
@@ -73,6 +73,40 @@ async def test_interim_answers_are_skipped(site) -> None:
     await site.routed(1)
     async with site.session.post(f"{site.url}/v1/completions", json={"model": MODEL}, headers=site.headers) as answer:
         assert (answer.status, await answer.read()) == (200, b"{}")
+
+
+DATED = (
+    b"HTTP/1.1 200 OK\r\ndate: Sat, 21 Nov 2026 12:00:00 GMT\r\nX-A: b\r\n"
+    b"content-type: text/event-stream\r\ntransfer-encoding: chunked"
+)
+
+
+def again(data: bytes, after: bytes) -> Head | None:
+    """The head as one that follows ``after``."""
+    return parse_again(last_head(after, parse_head(after)), data)
+
+
+def test_a_head_that_differs_in_its_date_alone_is_known_again() -> None:
+    undated = DATED.replace(b"date: Sat, 21 Nov 2026 12:00:00 GMT\r\n", b"")
+    dated_last = undated + b"\r\nDate: Sat, 21 Nov 2026 12:00:00 GMT"
+    for head in (DATED, undated, dated_last):
+        later = head.replace(b"Sat, 21 Nov 2026 12:00:00", b"Sun, 22 Nov 2026 01:02:03")
+        assert again(later, after=head) == parse_head(later)
+    assert again(undated, after=DATED) is None
+
+
+def test_a_head_is_known_again_only_if_it_would_be_read_so() -> None:
+    """Whichever byte is another one, is missing or is there besides."""
+    known = 0
+    for at in range(len(DATED)):
+        for byte in b"09aX:; \t\r\n\x00\xff":
+            for end in (at, at + 1):
+                changed = DATED[:at] + bytes([byte]) + DATED[end:]
+                found = again(changed, after=DATED)
+                known += found is not None
+                assert found is None or found == parse_head(changed), changed
+        assert again(DATED[:at] + DATED[at + 1 :], after=DATED) is None
+    assert known > 10
 
 
 def test_no_bytes_of_an_engine_crash_the_reader() -> None:
