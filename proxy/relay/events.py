@@ -62,7 +62,7 @@ class Events(msgspec.Struct):
     def passes_whole(self, data: bytes) -> bool:
         """Whether these bytes, which end in the line end of a chunk, are whole events that need no look.
 
-        The shortcut of nearly every read: one event a chunk, one chunk a read.
+        The shortcut of nearly every read: one chunk.
         """
         if (
             self._held
@@ -73,7 +73,7 @@ class Events(msgspec.Struct):
             or self.done
         ):
             return False
-        self.count += 1
+        self.count += data.count(b"\n\n")
         self._last = data
         return True
 
@@ -92,7 +92,7 @@ class Events(msgspec.Struct):
             whole = bytes(held[:end])
             del held[:end]
         else:
-            end = len(data) if data.endswith(b"\n\n") else _last_end(data, 0)
+            end = _last_end(data, 0)
             if end != len(data):
                 held += data[end:]
                 self._check(held)

@@ -218,6 +218,25 @@ async def test_an_event_without_end_does_not_fill_the_memory(site) -> None:
     await site.until(lambda: engine.open == 0, "the engine's connection to be closed")
 
 
+async def test_each_event_counts_however_many_come_in_a_chunk(site) -> None:
+    """A server between engine and proxy may join them; when a stream breaks off, only events tell of its tokens."""
+    role_and_tokens, tokens = delta("") + delta("a") * 2, delta("b") * 3
+
+    async def script(_, writer) -> None:
+        for head, events in ((HEAD, role_and_tokens), (b"", tokens)):
+            writer.write(head + b"%x\r\n%b\r\n" % (len(events), events))
+            await writer.drain()
+            await asyncio.sleep(0.1)
+        writer.close()
+
+    await site.start()
+    await site.worker((await site.scripted(script)).url)
+    await site.routed(1)
+    await site.chat(stream=True)
+    (record,) = await site.usage(1)
+    assert (record.outcome, record.token_source, record.completion_tokens) == ("broken", "counted", 5)
+
+
 def test_events_of_one_byte_each_are_read_in_linear_time() -> None:
     events = Events(strips_usage=True, limit_bytes=10_000_000)
     for _ in range(300_000):
