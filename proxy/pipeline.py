@@ -80,6 +80,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         self.paths = ENGINE_PATHS | frozenset(self.settings.engine_paths)
         settings = self.settings
+        # What every request needs: reading it from the settings takes ten times as long.
         self._session_header = settings.session_header.lower()
         self._body_limits = BodyLimits(settings.choices, settings.output_tokens, settings.messages)
         self._in_flight_most, self._affinity_bytes = settings.requests_in_flight, settings.prefix_affinity_bytes
